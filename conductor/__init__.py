@@ -1,0 +1,1 @@
+"""Durable, observable, distributed work for asyncio agents."""

@@ -1,0 +1,1 @@
+"""The vocabulary: enumerations, models, messages, state, channels, exceptions, configuration."""
