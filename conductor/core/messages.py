@@ -1,8 +1,6 @@
 """The message that travels on the bus, and the payloads it may carry."""
 
-from __future__ import annotations
-
-from datetime import datetime  # noqa: TC003  pydantic reads the annotations at run time
+from datetime import datetime
 from typing import Any
 
 from pydantic import Field
@@ -34,7 +32,7 @@ class AgentMessage(StrictModel):
 
     def create_response(
         self, sender_id: str, message_type: MessageType, payload: dict[str, Any] | None = None
-    ) -> AgentMessage:
+    ) -> "AgentMessage":
         """Make the answer to this message: to its sender, with its priority and correlated with it."""
         return AgentMessage(
             message_type=message_type,

@@ -1,0 +1,186 @@
+"""Settings from the environment, a file and defaults, in this order of precedence."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings.sources import InitSettingsSource
+
+from conductor.core.config_errors import explain, read_yaml
+from conductor.core.exceptions import ConfigurationError
+from conductor.core.fields import NonEmptyStr
+from conductor.core.urls import check_url, mask_url
+
+__all__ = [
+    "BusConfig",
+    "ConductorConfig",
+    "NodeConfig",
+    "RedisConfig",
+    "WorkConfig",
+    "load_config",
+    "mask_url",
+]
+
+DEFAULT_FILE = Path("conductor.yaml")
+ENV_PREFIX = "CONDUCTOR_"
+
+_file: ContextVar[Path | None] = ContextVar("conductor_config_file", default=None)
+
+Url = Annotated[str, AfterValidator(check_url)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "conductor"
+
+
+def _masked(arguments: Iterator[tuple[str | None, Any]]) -> Iterator[tuple[str | None, Any]]:
+    for name, value in arguments:
+        yield name, mask_url(value) if isinstance(value, str) else value
+
+
+class _Section(BaseModel):
+    """A part of the configuration; its repr shows no password."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return _masked(iter(super().__repr_args__()))
+
+
+class RedisConfig(_Section):
+    """Where state and results are kept; no `url` means the broker if it is Redis, else the embedded server."""
+
+    url: Url | None = None
+    key_prefix: NonEmptyStr = "conductor:"
+    result_expires_seconds: int = Field(default=86400, ge=1)
+
+
+class BusConfig(_Section):
+    """How the message bus behaves; times in seconds."""
+
+    buffer_size: int = Field(default=65536, ge=1)
+    """Messages that wait for the callbacks of one subscription."""
+    publish_timeout: Seconds = 10.0
+    """How long a publish waits for an absent broker."""
+    connect_timeout: Seconds = 5.0
+
+
+class WorkConfig(_Section):
+    """How tasks survive crashes; times in seconds, the first three for Redis only."""
+
+    visibility_timeout: Seconds = 15.0
+    """How long a message that nobody touches stays with the node that took it."""
+    touch_interval: Seconds = 3.0
+    """How often a node touches the messages it holds."""
+    restore_interval: Seconds = 3.0
+    """How often a node looks for messages that others abandoned."""
+    hard_limit_grace: Seconds = 5.0
+    """How long after its soft time limit a task is killed."""
+
+    @model_validator(mode="after")
+    def _touch_in_time(self) -> Self:
+        if self.touch_interval * 2 > self.visibility_timeout:
+            raise ValueError(
+                f"touch_interval ({self.touch_interval} s) must be at most half of visibility_timeout "
+                f"({self.visibility_timeout} s), else running tasks are started twice"
+            )
+        return self
+
+
+class NodeConfig(_Section):
+    """What a Celery node hosts; `heartbeat_interval` in seconds."""
+
+    agent: NonEmptyStr | None = None
+    """An agent known to workers ("coding"), or "package.module:Class"."""
+    agent_id: NonEmptyStr | None = None
+    heartbeat_interval: Seconds = 2.0
+
+
+class ConductorConfig(BaseSettings):
+    """Everything that can be configured.
+
+    Values come from the arguments, else the environment (`CONDUCTOR_*`, nested with `__`), else
+    `conductor.yaml` in the working directory, else the defaults. repr and str mask passwords; dumps do not.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    broker_url: Url | None = None
+    """None means `redis.url`, else the embedded server."""
+    redis: RedisConfig = Field(default_factory=RedisConfig)
+    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(default_factory=_default_data_dir)
+    log_level: LogLevel = "INFO"
+    bus: BusConfig = Field(default_factory=BusConfig)
+    work: WorkConfig = Field(default_factory=WorkConfig)
+    node: NodeConfig = Field(default_factory=NodeConfig)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return _masked(iter(super().__repr_args__()))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let arguments win over the environment, and the environment over the file."""
+        path = _file.get() or DEFAULT_FILE
+        data = read_yaml(path) if _file.get() or path.is_file() else {}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=data)
+
+
+def load_config(path: str | Path | None = None) -> ConductorConfig:
+    """Load the configuration with the file at `path`, by default `conductor.yaml` if there is one.
+
+    Raises FileNotFoundError when `path` is given and missing, and ConfigurationError, code CONFIG_ERROR,
+    naming key and source, for everything else that is wrong.
+    """
+    chosen = None if path is None else Path(path)
+    if chosen is not None and not chosen.exists():
+        raise FileNotFoundError(f"There is no configuration file {str(chosen)!r}.")
+    with _reading(chosen):
+        try:
+            return ConductorConfig()
+        except ValidationError as error:
+            file = chosen or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+            raise explain(error, ConductorConfig, file, ENV_PREFIX) from None
+        except SettingsError as error:
+            # Its cause may quote a password.
+            raise ConfigurationError(f"A {ENV_PREFIX}* variable cannot be used: {error}.") from None
+
+
+@contextmanager
+def _reading(path: Path | None) -> Iterator[None]:
+    token = _file.set(path)
+    try:
+        yield
+    finally:
+        _file.reset(token)

@@ -1,0 +1,92 @@
+"""Reading the configuration file, and saying what is wrong with a configuration."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel
+
+from conductor.core.exceptions import ConfigurationError
+from conductor.core.urls import mask_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a file, {} from an empty one; ConfigurationError if there is none to read."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unusable(path, f"it cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _unusable(path, "it is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise _unusable(path, f"{where}{getattr(error, 'problem', None) or 'it is not YAML'}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise _unusable(path, f"it must hold a mapping of settings, not a {type(data).__name__}")
+    # A section that is named and left empty means its defaults.
+    return {str(key): value for key, value in data.items() if value is not None}
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], path: Path | None, env_prefix: str
+) -> ConfigurationError:
+    """Make an error that names key, value, source and way out of each thing that is wrong."""
+    problems = error.errors(include_url=False)
+    sentences = [_sentence(problem, model, _source(problem, path, env_prefix)) for problem in problems]
+    keys = [_key(problem) for problem in problems]
+    return ConfigurationError(
+        " ".join(sentences), details={"keys": keys, "file": str(path) if path else None}
+    )
+
+
+def _key(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"]) or "the configuration"
+
+
+def _source(problem: ErrorDetails, path: Path | None, env_prefix: str) -> str:
+    variables = {name.upper(): name for name in os.environ}
+    for depth in range(len(problem["loc"]), 0, -1):
+        wanted = env_prefix + "__".join(str(part) for part in problem["loc"][:depth]).upper()
+        if wanted in variables:
+            return f"environment variable {variables[wanted]}"
+    return f"file {str(path)!r}" if path else "the arguments or the environment"
+
+
+def _sentence(problem: ErrorDetails, model: type[BaseModel], source: str) -> str:
+    key = _key(problem)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        close = get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}."
+        return f"Unknown key {key!r} in {source}; {hint}"
+    reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if isinstance(problem["input"], (str, int, float)) and problem["type"] != "value_error":
+        return f"{key} = {mask_url(repr(problem['input']))} in {source} is not valid: {reason}."
+    return f"{key} in {source} is not valid: {reason}."
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _unusable(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The configuration file {str(path)!r} cannot be used: {reason}.", details={"file": str(path)}
+    )

@@ -1,0 +1,39 @@
+"""URLs of servers: checking them, and hiding their secrets."""
+
+import re
+
+MASK = "***"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_PARTS = re.compile(r"[;,](?=[A-Za-z][A-Za-z0-9+.-]*://)")
+_USERINFO = re.compile(r"^(?P<start>[A-Za-z][A-Za-z0-9+.-]*://[^:@/]*):.*@", re.DOTALL)
+_SECRET_PARAMETER = re.compile(
+    r"(?P<start>[?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE
+)
+
+
+def mask_url(url: str) -> str:
+    """Hide the passwords of a URL, or of several joined by ";" or ","; text that is no URL stays as it is.
+
+    Passwords that should have been percent-encoded are hidden as well, so in doubt too much is hidden.
+    """
+    if "://" not in url:
+        return url
+    pieces = _PARTS.split(url)
+    separators = [*_PARTS.findall(url), ""]
+    return "".join(_mask_one(piece) + separator for piece, separator in zip(pieces, separators, strict=True))
+
+
+def _mask_one(url: str) -> str:
+    url = _USERINFO.sub(rf"\g<start>:{MASK}@", url)
+    return _SECRET_PARAMETER.sub(rf"\g<start>{MASK}", url)
+
+
+def check_url(url: str) -> str:
+    """Give `url` back if it has a scheme and something behind it, else raise ValueError."""
+    scheme, separator, rest = url.partition("://")
+    if separator and _SCHEME.fullmatch(scheme) and (rest or scheme == "memory"):
+        return url
+    # Without a scheme a password is not to be recognised, so all that may hold one goes.
+    shown = mask_url(url) if separator else re.sub(r".*@", f"{MASK}@", url, flags=re.DOTALL)
+    raise ValueError(f"{shown!r} is not a URL; write for example 'redis://localhost:6379/0'")
