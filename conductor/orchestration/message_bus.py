@@ -1,0 +1,230 @@
+"""The message bus: the contract, and the implementation for one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic_core import PydanticSerializationError
+
+from conductor.core.channels import compile_pattern, validate_channel, validate_pattern
+from conductor.core.exceptions import MessageBusError
+from conductor.core.messages import AgentMessage
+from conductor.orchestration.pending import PendingRequests
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[AgentMessage], Awaitable[None]]
+
+#: Seconds that disconnecting waits for callbacks that do not let themselves be cancelled.
+CALLBACK_END_LIMIT = 5.0
+
+
+class MessageBus(ABC):
+    """Publish, subscribe and request between agents; every method belongs to one event loop.
+
+    A channel to subscribe to may be a pattern: "*" stands for any characters, also none. Subscribing the
+    same callback to the same channel twice is one subscription. Every operation of a bus that is not
+    connected is a MessageBusError with code BUS_NOT_CONNECTED, a bad channel is one with INVALID_CHANNEL.
+    """
+
+    @property
+    @abstractmethod
+    def is_connected(self) -> bool:
+        """Whether `connect` was called and `disconnect` was not; it stays true while a broker is away."""
+
+    @property
+    @abstractmethod
+    def published_count(self) -> int:
+        """How many messages were published since connecting; expired ones do not count."""
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """Make the bus usable; does nothing when it is."""
+
+    @abstractmethod
+    async def disconnect(self) -> None:
+        """End all subscriptions and fail pending requests with BUS_DISCONNECTED; does nothing when done.
+
+        Callbacks that are running are cancelled, except the one that calls this.
+        """
+
+    @abstractmethod
+    async def publish(self, channel: str, message: AgentMessage) -> None:
+        """Send `message` to every subscriber of `channel`; an expired one is dropped."""
+
+    @abstractmethod
+    async def subscribe(self, channel: str, callback: Callback) -> None:
+        """Have `callback` called, one message after the other, with all that is published from now on."""
+
+    @abstractmethod
+    async def unsubscribe(self, channel: str) -> None:
+        """Remove all of this bus's callbacks of `channel`, a name or pattern as given to `subscribe`."""
+
+    @abstractmethod
+    async def request(self, channel: str, message: AgentMessage, timeout: float = 30.0) -> AgentMessage:
+        """Publish `message` and return the first other message with its correlation id.
+
+        `timeout` is in seconds; when it is over: MessageBusError with code REQUEST_TIMEOUT.
+        """
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.disconnect()
+
+
+def not_connected(operation: str) -> MessageBusError:
+    """Make the error of an operation on a bus that is not connected."""
+    return MessageBusError(
+        f"Cannot {operation}: the bus is not connected. Call connect() first, or use 'async with bus'.",
+        "BUS_NOT_CONNECTED",
+        {"operation": operation},
+    )
+
+
+def encode_message(message: AgentMessage) -> bytes:
+    """Write `message` as JSON; what is not one, or has no JSON form: MessageBusError, INVALID_MESSAGE."""
+    if not isinstance(message, AgentMessage):
+        raise MessageBusError(
+            f"Only an AgentMessage can be published, not {type(message).__name__}.", "INVALID_MESSAGE"
+        )
+    try:
+        return message.__pydantic_serializer__.to_json(message)
+    except (PydanticSerializationError, ValueError) as error:
+        raise MessageBusError(
+            f"Message {message.message_id} cannot be written as JSON: {error}",
+            "INVALID_MESSAGE",
+            {"message_id": message.message_id},
+        ) from error
+
+
+def check_callback(callback: Callback) -> None:
+    """Refuse what cannot be called: MessageBusError with code INVALID_CALLBACK."""
+    if not callable(callback):
+        raise MessageBusError(
+            f"A subscription needs an async function of one message, not {callback!r}.", "INVALID_CALLBACK"
+        )
+
+
+async def run_callback(callback: Callback, channel: str, message: AgentMessage) -> None:
+    """Await `callback`; its failure is logged with the message's id and goes no further."""
+    try:
+        await callback(message)
+    except Exception:
+        logger.exception(
+            "Callback %s of channel %s failed on message %s",
+            getattr(callback, "__qualname__", callback),
+            channel,
+            message.message_id,
+        )
+
+
+class InMemoryMessageBus(MessageBus):
+    """The bus of one process and one event loop; it carries copies, as a broker would.
+
+    `publish` returns when the callbacks have run. Callbacks of one message run concurrently.
+    """
+
+    def __init__(self) -> None:
+        self._connected = False
+        self._published = 0
+        self._callbacks: dict[str, list[Callback]] = {}
+        self._pending = PendingRequests()
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_connected(self) -> bool:
+        """See `MessageBus.is_connected`."""
+        return self._connected
+
+    @property
+    def published_count(self) -> int:
+        """See `MessageBus.published_count`."""
+        return self._published
+
+    async def connect(self) -> None:
+        """See `MessageBus.connect`."""
+        self._connected = True
+
+    async def disconnect(self) -> None:
+        """See `MessageBus.disconnect`."""
+        if not self._connected:
+            return
+        self._connected = False
+        self._published = 0
+        self._callbacks.clear()
+        self._pending.fail_all()
+        await cancel_and_wait(self._running)
+
+    async def publish(self, channel: str, message: AgentMessage) -> None:
+        """See `MessageBus.publish`; cancelling it does not cancel the callbacks."""
+        self._require_connected("publish")
+        validate_channel(channel)
+        body = encode_message(message)
+        if message.is_expired():
+            return
+        self._published += 1
+        self._pending.resolve(message)
+        tasks = [
+            self._start(run_callback(callback, channel, AgentMessage.model_validate_json(body)))
+            for pattern, callbacks in list(self._callbacks.items())
+            if compile_pattern(pattern)(channel)
+            for callback in callbacks
+        ]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def subscribe(self, channel: str, callback: Callback) -> None:
+        """See `MessageBus.subscribe`."""
+        self._require_connected("subscribe")
+        validate_pattern(channel)
+        check_callback(callback)
+        callbacks = self._callbacks.setdefault(channel, [])
+        if callback not in callbacks:
+            self._callbacks[channel] = [*callbacks, callback]
+
+    async def unsubscribe(self, channel: str) -> None:
+        """See `MessageBus.unsubscribe`."""
+        self._require_connected("unsubscribe")
+        validate_pattern(channel)
+        self._callbacks.pop(channel, None)
+
+    async def request(self, channel: str, message: AgentMessage, timeout: float = 30.0) -> AgentMessage:
+        """See `MessageBus.request`."""
+        self._require_connected("request")
+        validate_channel(channel)
+        encode_message(message)
+        return await self._pending.ask(channel, message, timeout, self.publish)
+
+    def _start(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(running)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def _require_connected(self, operation: str) -> None:
+        if not self._connected:
+            raise not_connected(operation)
+
+
+async def cancel_and_wait(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel `tasks` except the current one and wait for their end, CALLBACK_END_LIMIT seconds at most."""
+    others = {task for task in tasks if task is not asyncio.current_task() and not task.done()}
+    for task in others:
+        task.cancel()
+    if not others:
+        return
+    _, left = await asyncio.wait(others, timeout=CALLBACK_END_LIMIT)
+    for task in left:
+        logger.error("A callback ignores its cancellation and is left running: %r", task)
