@@ -36,6 +36,7 @@ __all__ = [
 
 DEFAULT_FILE = Path("conductor.yaml")
 ENV_PREFIX = "CONDUCTOR_"
+_REDIS_SCHEMES = ("redis", "rediss")
 
 _file: ContextVar[Path | None] = ContextVar("conductor_config_file", default=None)
 
@@ -67,7 +68,7 @@ class _Section(BaseModel):
 
 
 class RedisConfig(_Section):
-    """Where state and results are kept; no `url` means the broker if it is Redis, else the embedded server."""
+    """Where state and results are kept; no `url`: the broker if it is Redis, else the embedded server."""
 
     url: Url | None = None
     key_prefix: NonEmptyStr = "conductor:"
@@ -141,6 +142,18 @@ class ConductorConfig(BaseSettings):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         return _masked(iter(super().__repr_args__()))
+
+    @property
+    def effective_broker_url(self) -> str | None:
+        """The broker to use; None means the embedded server."""
+        return self.broker_url or self.redis.url
+
+    @property
+    def effective_redis_url(self) -> str | None:
+        """Where to keep state and results; None means the embedded server."""
+        if self.redis.url or not self.broker_url:
+            return self.redis.url
+        return self.broker_url if self.broker_url.partition("://")[0] in _REDIS_SCHEMES else None
 
     @classmethod
     def settings_customise_sources(
