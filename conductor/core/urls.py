@@ -34,6 +34,6 @@ def check_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if separator and _SCHEME.fullmatch(scheme) and (rest or scheme == "memory"):
         return url
-    # Without a scheme a password is not to be recognised, so all that may hold one goes.
-    shown = mask_url(url) if separator else re.sub(r".*@", f"{MASK}@", url, flags=re.DOTALL)
+    # In what is no URL a password is not to be recognised, so all that may hold one goes.
+    shown = re.sub(r".*@", f"{MASK}@", url, flags=re.DOTALL)
     raise ValueError(f"{shown!r} is not a URL; write for example 'redis://localhost:6379/0'")

@@ -80,14 +80,12 @@ def test_identity_and_first_state() -> None:
 async def test_start_makes_idle_and_stop_makes_cancelled_and_both_run_their_hook_once() -> None:
     agent = Worker()
     agent.state.status = AgentStatus.FAILED
-    await agent.start()
-    assert agent.status is AgentStatus.IDLE
-    await agent.stop()
-    await agent.stop()
-    assert agent.status is AgentStatus.CANCELLED
-    assert agent.hooks == ["start", "stop"]
-    await agent.start()
-    assert agent.status is AgentStatus.IDLE
+    seen = []
+    for step in (agent.start, agent.stop, agent.stop, agent.start):
+        await step()
+        seen.append(agent.status)
+    assert seen == [AgentStatus.IDLE, AgentStatus.CANCELLED, AgentStatus.CANCELLED, AgentStatus.IDLE]
+    assert agent.hooks == ["start", "stop", "start"]
 
 
 async def test_an_agent_that_cannot_start_is_failed() -> None:
