@@ -98,7 +98,8 @@ async def _answered(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     try:
-        await asyncio.wait({publishing, answer}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {publishing, answer}
+        await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if publishing.done() and not answer.done():
             publishing.result()
             await asyncio.wait({answer}, timeout=deadline - loop.time())

@@ -343,7 +343,7 @@ async def test_nothing_stays_behind_after_requests(bus: MessageBus) -> None:
     await answer(bus, channel)
     await bus.request(channel, a_message(3), timeout=10)
     await bus.unsubscribe(channel)
-    assert len(bus._pending) == 0
+    assert len(bus._pending) == 0  # type: ignore[attr-defined]
     await wait_until(lambda: asyncio.all_tasks() <= tasks)
 
 

@@ -1,0 +1,126 @@
+"""The exchanges, queues and routing keys: what the broker calls the things we talk about.
+
+`driver` is kombu's `driver_type` of the transport: "redis" or "amqp". On Redis the event and reply exchanges
+are fanout exchanges, which kombu carries over PUB/SUB with the routing key in the topic; on RabbitMQ they are
+a topic and a direct exchange.
+
+| flow | exchange | routing key | queue |
+|---|---|---|---|
+| event | conductor.events | the channel, on RabbitMQ translated | one per bus and pattern, dies with it |
+| reply | conductor.replies | id of the asking bus, or `REPLY_TO_ANY` | one per asking bus, dies with it |
+| work | conductor.work | name of the queue | conductor.agent.<id>, conductor.type.<type>, durable |
+| dead letter | conductor.work | name of the queue | conductor.dlq, durable |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kombu import Exchange, Queue
+
+from conductor.core.channels import is_pattern, validate_name
+
+if TYPE_CHECKING:
+    from conductor.core.enums import AgentType
+
+REDIS, AMQP = "redis", "amqp"
+
+EVENTS = "conductor.events"
+REPLIES = "conductor.replies"
+WORK = "conductor.work"
+DEAD_LETTERS = "conductor.dlq"
+
+#: Every bus that ever asked receives what is published to REPLIES with this routing key.
+REPLY_TO_ANY = "any"
+
+#: Header of a request: seconds since the epoch at which its asker stops waiting.
+DEADLINE_HEADER = "conductor_deadline"
+
+#: Stands for a "." of a channel in a RabbitMQ routing key; a channel cannot contain it.
+_DOT = "\x1f"
+_TRANSIENT = 1
+_SPECIAL_IN_GLOB = str.maketrans({character: f"\\{character}" for character in "?[]\\"})
+_TO_AMQP = str.maketrans({":": ".", ".": _DOT})
+_FROM_AMQP = str.maketrans({".": ":", _DOT: "."})
+
+
+def events_exchange(driver: str) -> Exchange:
+    """The exchange of all events."""
+    return _volatile_exchange(EVENTS, "fanout" if driver == REDIS else "topic")
+
+
+def replies_exchange(driver: str) -> Exchange:
+    """The exchange of the answers to requests."""
+    return _volatile_exchange(REPLIES, "fanout" if driver == REDIS else "direct")
+
+
+def work_exchange() -> Exchange:
+    """The exchange of tasks."""
+    return Exchange(WORK, type="direct", durable=True)
+
+
+def agent_queue(agent_id: str) -> Queue:
+    """The queue of the tasks for one agent; a bad id is a MessageBusError with code INVALID_CHANNEL."""
+    validate_name(agent_id)
+    return _work_queue(f"conductor.agent.{agent_id}")
+
+
+def type_queue(agent_type: AgentType) -> Queue:
+    """The queue of the tasks for whichever agent of a type is free first."""
+    return _work_queue(f"conductor.type.{agent_type.value}")
+
+
+def dead_letter_queue() -> Queue:
+    """The queue of what could not be done."""
+    return _work_queue(DEAD_LETTERS)
+
+
+def event_routing_key(driver: str, channel: str) -> str:
+    """The routing key of events on `channel`."""
+    return channel if driver == REDIS else channel.translate(_TO_AMQP)
+
+
+def channel_of(driver: str, routing_key: str) -> str:
+    """The channel of events with `routing_key`."""
+    return routing_key if driver == REDIS else routing_key.translate(_FROM_AMQP)
+
+
+def event_binding_key(driver: str, pattern: str) -> str:
+    """The binding key of a subscription to `pattern`, a channel or a pattern with "*".
+
+    On RabbitMQ it may let more through than the pattern does: every word with a "*" in it becomes "#", since
+    its own "*" is one word only. The receiver has to filter with `conductor.core.channels.matches`.
+    """
+    if driver == REDIS:
+        return pattern.translate(_SPECIAL_IN_GLOB)
+    words = pattern.translate(_TO_AMQP).split(".")
+    return ".".join("#" if is_pattern(word) else word for word in words)
+
+
+def needs_filter(driver: str, pattern: str) -> bool:
+    """Whether the broker may deliver more to a subscription of `pattern` than it should."""
+    return driver == AMQP and ("*" in pattern or "#" in pattern)
+
+
+def event_queue(driver: str, pattern: str, name: str) -> Queue:
+    """The queue of one subscriber's events; it vanishes with the connection that declared it."""
+    return _volatile_queue(name, events_exchange(driver), event_binding_key(driver, pattern))
+
+
+def reply_queue(driver: str, routing_key: str, name: str) -> Queue:
+    """A queue of answers that vanishes with the connection that declared it."""
+    return _volatile_queue(name, replies_exchange(driver), routing_key)
+
+
+def _volatile_exchange(name: str, kind: str) -> Exchange:
+    return Exchange(name, type=kind, durable=True, delivery_mode=_TRANSIENT)
+
+
+def _volatile_queue(name: str, exchange: Exchange, binding_key: str) -> Queue:
+    return Queue(
+        name, exchange, routing_key=binding_key, durable=False, exclusive=True, auto_delete=True, no_ack=True
+    )
+
+
+def _work_queue(name: str) -> Queue:
+    return Queue(name, work_exchange(), routing_key=name, durable=True)
