@@ -1,8 +1,9 @@
 """Agents, tasks, results and workflows as plain validated data."""
 
+from collections import Counter
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from conductor.core.enums import AgentType, Priority, TaskStatus, WorkflowPhase
 from conductor.core.fields import NonEmptyStr, UtcDatetime, new_id, utc_now
@@ -62,3 +63,12 @@ class WorkflowDefinition(StrictModel):
     tasks: list[TaskDefinition] = Field(default_factory=list)
     created_at: UtcDatetime = Field(default_factory=utc_now)
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct_ids(cls, tasks: list[TaskDefinition]) -> list[TaskDefinition]:
+        """Refuse two tasks with one id: their results would overwrite each other."""
+        twice = [task_id for task_id, count in Counter(task.task_id for task in tasks).items() if count > 1]
+        if twice:
+            raise ValueError(f"these task_ids are used more than once: {', '.join(map(repr, twice))}")
+        return tasks

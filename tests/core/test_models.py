@@ -197,6 +197,12 @@ def test_values_out_of_bounds_are_refused(model: type[BaseModel], field: str, va
         model(**SMALLEST[model], **{field: value})
 
 
+def test_a_workflow_with_two_tasks_of_one_id_is_refused() -> None:
+    tasks = [{"name": name, "task_id": task_id} for name, task_id in (("a", "t1"), ("b", "t2"), ("c", "t1"))]
+    with pytest.raises(ValidationError, match="more than once: 't1'"):
+        WorkflowDefinition.model_validate({"name": "release", "tasks": tasks})
+
+
 @pytest.mark.parametrize("percent", [0, 100])
 def test_progress_bounds_are_allowed(percent: int) -> None:
     assert (
