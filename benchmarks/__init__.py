@@ -1,0 +1,1 @@
+"""What Conductor costs beside its peers: `python -m benchmarks`, or `make bench`."""
