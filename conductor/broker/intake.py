@@ -1,0 +1,123 @@
+"""The way of a message from the consumer's thread to the subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from conductor.broker.subscriptions import SLICE, Overflow, Route, RouteTable, Tally
+from conductor.core.channels import compile_pattern
+from conductor.core.messages import AgentMessage
+
+if TYPE_CHECKING:
+    from conductor.broker.origins import Origins
+    from conductor.broker.wire import Address, Incoming, Raw, Receiver
+    from conductor.orchestration.pending import PendingRequests
+
+logger = logging.getLogger(__name__)
+
+
+class LoopIntake:
+    """Reads and validates on the loop, a slice at a time.
+
+    The thread only moves bytes: two threads that both compute wait for each other's 5 ms of the interpreter
+    lock, and the loop would be the one to wait.
+    """
+
+    def __init__(
+        self,
+        own_inbox: str,
+        routes: RouteTable,
+        pending: PendingRequests,
+        origins: Origins,
+        limit: int,
+        tally: Tally,
+    ) -> None:
+        self._tally = tally
+        self._overflow = Overflow("messages that the event loop had no time for", limit, tally)
+        self._own_inbox = own_inbox
+        self._routes = routes
+        self._pending = pending
+        self._origins = origins
+        self._limit = limit
+        self._waiting: deque[tuple[Raw, Receiver]] = deque()
+        self._scheduled = False
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, chunk: list[Raw], receiver: Receiver) -> bool:
+        """See `Intake.put`."""
+        room = self._limit - len(self._waiting)
+        if len(chunk) > room:
+            self._overflow.add(len(chunk) - max(room, 0))
+            chunk = chunk[: max(room, 0)]
+        self._waiting.extend([(raw, receiver) for raw in chunk])
+        if self._scheduled:
+            return False
+        self._scheduled = True
+        return True
+
+    def work(self) -> None:
+        """See `Intake.work`."""
+        until = time.monotonic() + SLICE
+        waiting = self._waiting
+        while not self._closed:
+            if not waiting:
+                self._scheduled = False
+                if not waiting:  # else the thread put something in between and counts on us
+                    return
+                self._scheduled = True
+            raw, receiver = waiting.popleft()
+            route = self._routes.of(raw[0])
+            if route is not None:
+                self._handle(route, raw, receiver)
+            if time.monotonic() >= until:
+                self._loop.call_soon(self.work)
+                return
+
+    def live(self, address: Address) -> None:
+        """See `Intake.live`."""
+        route = self._routes.of(address)
+        if route is not None:
+            route.live.set()
+
+    def lost(self) -> None:
+        """See `Intake.lost`."""
+        for route in self._routes:
+            route.live.clear()
+
+    def close(self) -> None:
+        """Forget everything that waits."""
+        self._closed = True
+        self._waiting.clear()
+
+    def _handle(self, route: Route, raw: Raw, receiver: Receiver) -> None:
+        try:
+            incoming = receiver.decode(raw)
+            if route.address.over_delivers and not _wanted(route, incoming):
+                return
+            message = AgentMessage.model_validate_json(incoming.body)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._refuse(receiver.channel(raw), error)
+            return
+        if incoming.reply_to is not None and incoming.reply_to != self._own_inbox:
+            self._origins.remember(
+                incoming.correlation_id or message.message_id, incoming.reply_to, incoming.answer_by
+            )
+        if message.correlation_id is not None:
+            self._pending.resolve(message)
+        first = True
+        for subscription in route.subscriptions:
+            subscription.put(message if first else AgentMessage.model_validate_json(incoming.body))
+            first = False
+
+    def _refuse(self, channel: str, error: Exception) -> None:
+        self._tally.invalid += 1
+        logger.warning("What came on %s is no AgentMessage and is dropped: %s", channel, str(error)[:500])
+
+
+def _wanted(route: Route, incoming: Incoming) -> bool:
+    return compile_pattern(route.address.key)(incoming.channel)

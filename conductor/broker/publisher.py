@@ -1,0 +1,159 @@
+"""The thread that publishes."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING
+
+from conductor.broker.link_thread import LinkThread
+from conductor.broker.wire import Outgoing, Sender
+from conductor.core.exceptions import MessageBusError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+#: Bytes of bodies in one batch, beyond which it takes no further message.
+_BATCH_BYTES = 512 * 1024
+
+
+class Publisher(LinkThread[Sender]):
+    """Takes all that waits, sends it as one batch and completes all futures in one call to the loop.
+
+    A message on its own goes at once. Messages whose confirmation is missing when a connection is lost are
+    sent again over the next one, so while a broker fails a message may arrive twice, but never unnoticed not
+    at all. The order of the calls is kept.
+    """
+
+    def __init__(self, name: str, url: str, open_link: Callable[[], Sender], publish_timeout: float) -> None:
+        super().__init__(name, url, open_link)
+        self._publish_timeout = publish_timeout
+        self._queue: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
+        self._unconfirmed: list[Outgoing] = []
+        self._outstanding: deque[Outgoing] = deque()
+        self._watch: asyncio.TimerHandle | None = None
+        self._tag_prefix = uuid.uuid4().hex
+        self._count = 0
+
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        *,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+        answer_by: float | None = None,
+    ) -> asyncio.Future[None]:
+        """Queue a message; the future is done when the broker has it. Belongs to the loop.
+
+        MessageBusError: BROKER_UNAVAILABLE after `publish_timeout` seconds, BROKER_REFUSED, BUS_DISCONNECTED.
+        """
+        self._count += 1
+        out = Outgoing(
+            exchange,
+            routing_key,
+            body,
+            self._loop.create_future(),
+            self._loop.time() + self._publish_timeout,
+            reply_to,
+            correlation_id,
+            answer_by,
+            f"{self._tag_prefix}-{self._count}",
+        )
+        self._outstanding.append(out)
+        if self._watch is None:
+            self._watch = self._loop.call_at(out.deadline, self._expire)
+        self._queue.put(out)
+        return out.future
+
+    def _wake(self) -> None:
+        self._queue.put(None)
+
+    def _serve(self, link: Sender) -> None:
+        while True:
+            batch = self._unconfirmed or self._take(link.batch_size)
+            if not batch:
+                return
+            self._unconfirmed = batch = [out for out in batch if not out.future.done()]
+            try:
+                link.send(batch)
+            finally:
+                self._unconfirmed = [out for out in batch if not out.confirmed]
+                self._post(self._complete, [out for out in batch if out.confirmed])
+
+    def _take(self, limit: int) -> list[Outgoing]:
+        """Wait for messages; none means to stop."""
+        batch: list[Outgoing] = []
+        out = self._queue.get()
+        size = 0
+        with contextlib.suppress(queue.Empty):
+            while out is not None:
+                batch.append(out)
+                size += len(out.body)
+                if len(batch) >= limit or size >= _BATCH_BYTES:
+                    return batch
+                out = self._queue.get_nowait()
+            if batch:
+                self._queue.put(None)  # for the next call
+        return batch
+
+    def _complete(self, batch: list[Outgoing]) -> None:
+        for out in batch:
+            if out.future.done():
+                continue
+            if out.error is None:
+                out.future.set_result(None)
+            else:
+                out.future.set_exception(_refused(out))
+        while self._outstanding and self._outstanding[0].future.done():
+            self._outstanding.popleft()
+
+    def _expire(self) -> None:
+        """Give up what waited too long; runs on the loop when the oldest publish may be due."""
+        self._watch = None
+        now = self._loop.time()
+        while self._outstanding:
+            out = self._outstanding[0]
+            if out.deadline > now and not out.future.done():
+                self._watch = self._loop.call_at(out.deadline, self._expire)
+                return
+            self._outstanding.popleft()
+            if not out.future.done():
+                out.future.set_exception(self._unavailable(out))
+
+    def _unavailable(self, out: Outgoing) -> MessageBusError:
+        trouble = self.trouble or "The broker does not confirm what it is sent."
+        return MessageBusError(
+            f"Publishing gave up after {self._publish_timeout:g} s. {trouble}",
+            "BROKER_UNAVAILABLE",
+            {"routing_key": out.routing_key, "publish_timeout": self._publish_timeout, "reason": trouble},
+        )
+
+    def _on_end(self) -> None:
+        self._post(self._abandon)
+
+    def _abandon(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        for out in self._outstanding:
+            if not out.future.done():
+                out.future.set_exception(
+                    MessageBusError(
+                        "The bus was disconnected before the broker had the message.", "BUS_DISCONNECTED"
+                    )
+                )
+        self._outstanding.clear()
+
+
+def _refused(out: Outgoing) -> MessageBusError:
+    error = MessageBusError(
+        f"The broker refused a message for {out.routing_key}: {out.error or type(out.error).__name__}",
+        "BROKER_REFUSED",
+        {"routing_key": out.routing_key, "reason": str(out.error)},
+    )
+    error.__cause__ = out.error
+    return error

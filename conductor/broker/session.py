@@ -1,0 +1,187 @@
+"""One connected time of a bus: its threads, subscriptions and counts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from conductor.broker.consumer import Consumer
+from conductor.broker.intake import LoopIntake
+from conductor.broker.origins import Origins
+from conductor.broker.publisher import Publisher
+from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tally
+from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
+from conductor.broker.transport import kombu_connection, transport_name
+from conductor.broker.wire import Address, Receiver, Sender, unavailable
+from conductor.core.exceptions import MessageBusError
+from conductor.orchestration.message_bus import Callback, cancel_and_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conductor.orchestration.pending import PendingRequests
+
+
+#: Seconds that one read or write may take before the connection counts as lost.
+_IO_TIMEOUT = 5.0
+#: Seconds between RabbitMQ's signs of life.
+_HEARTBEAT = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusSettings:
+    """See `KombuMessageBus`."""
+
+    url: str
+    bus_id: str
+    buffer_size: int
+    publish_timeout: float
+    connect_timeout: float
+
+
+class Session:
+    """Belongs to the event loop on which it was made; used once."""
+
+    def __init__(self, settings: BusSettings, pending: PendingRequests) -> None:
+        self.tally = Tally()
+        self.origins = Origins()
+        self._settings = settings
+        self._routes = RouteTable()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._intake = LoopIntake(
+            settings.bus_id, self._routes, pending, self.origins, settings.buffer_size, self.tally
+        )
+        name = f"conductor bus {settings.bus_id[:8]}"
+        self.publisher = Publisher(
+            f"{name} publisher", settings.url, self._open_sender, settings.publish_timeout
+        )
+        self._consumer = Consumer(f"{name} consumer", settings.url, self._open_receiver, self._intake)
+
+    async def open(self) -> None:
+        """Connect; raises as `KombuMessageBus.connect`, and leaves nothing behind then."""
+        threads = (self._consumer, self.publisher)
+        try:
+            for thread in threads:
+                thread.start()
+            connected = {thread.connected for thread in threads}
+            await asyncio.wait(
+                connected, timeout=self._settings.connect_timeout, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for outcome in connected:
+                if outcome.done():
+                    outcome.result()
+            if not all(outcome.done() for outcome in connected):
+                seconds = self._settings.connect_timeout
+                raise unavailable(TimeoutError(f"no answer within {seconds:g} s"), self._settings.url)
+        except BaseException:
+            self._closed = True
+            await self._end_threads(limit=1.0)
+            raise
+
+    async def close(self) -> None:
+        """End everything: what is queued to be published still goes out if the broker is there."""
+        self._closed = True
+        self._intake.close()
+        for route in self._routes:
+            self._routes.remove(route)
+        await cancel_and_wait(self._tasks)
+        await self._end_threads(limit=_IO_TIMEOUT + self._settings.connect_timeout)
+
+    async def subscribe(self, channel: str, callback: Callback) -> None:
+        """See `MessageBus.subscribe`."""
+        route = self._routes.get(EVENTS, channel) or self._add_route(EVENTS, channel)
+        if route.find(callback) is None:
+            route.subscriptions.append(self._start(channel, callback))
+        try:
+            await self._until_live(route, f"Subscribing to {channel}")
+        except BaseException:
+            self._give_up(route, callback)
+            raise
+
+    def unsubscribe(self, channel: str) -> None:
+        """See `MessageBus.unsubscribe`."""
+        route = self._routes.get(EVENTS, channel)
+        if route is not None:
+            self._remove_route(route)
+
+    async def listen_for_answers(self) -> None:
+        """Return when answers to this bus's requests arrive here."""
+        for key in (self._settings.bus_id, REPLY_TO_ANY):
+            route = self._routes.get(REPLIES, key) or self._add_route(REPLIES, key)
+            await self._until_live(route, "Waiting for the inbox of answers")
+
+    async def _until_live(self, route: Route, what: str) -> None:
+        if route.live.is_set():
+            return
+        seconds = self._settings.publish_timeout
+        try:
+            await asyncio.wait_for(route.live.wait(), seconds)
+        except TimeoutError:
+            trouble = self._consumer.trouble or "The broker does not confirm it."
+            raise MessageBusError(
+                f"{what} gave up after {seconds:g} s. {trouble}", "BROKER_UNAVAILABLE", {"reason": trouble}
+            ) from None
+        if self._closed:
+            raise MessageBusError(f"{what} ended: the bus was disconnected.", "BUS_DISCONNECTED")
+
+    def _add_route(self, exchange: str, key: str) -> Route:
+        route = self._routes.add(exchange, key)
+        self._consumer.add(route.address)
+        return route
+
+    def _remove_route(self, route: Route) -> None:
+        self._routes.remove(route)
+        self._consumer.drop(route.address)
+
+    def _give_up(self, route: Route, callback: Callback) -> None:
+        subscription = route.find(callback)
+        if subscription is not None:
+            subscription.close()
+            route.subscriptions.remove(subscription)
+        if not route.subscriptions and self._routes.get(route.address.exchange, route.address.key) is route:
+            self._remove_route(route)
+
+    def _start(self, channel: str, callback: Callback) -> Subscription:
+        subscription = Subscription(channel, callback, self._settings.buffer_size, self.tally)
+        self._tasks.add(subscription.task)
+        subscription.task.add_done_callback(self._tasks.discard)
+        return subscription
+
+    async def _end_threads(self, limit: float) -> None:
+        threads = [thread for thread in (self._consumer, self.publisher) if thread.is_alive()]
+        for thread in threads:
+            thread.stop()
+        if threads:
+            await asyncio.wait({thread.ended for thread in threads}, timeout=limit)
+        for thread in threads:
+            if thread.ended.done():
+                thread.join(0.1)  # it has nothing left to do but to return
+
+    def _open_sender(self) -> Sender:
+        connection = kombu_connection(
+            self._settings.url, connect_timeout=self._settings.connect_timeout, io_timeout=_IO_TIMEOUT
+        )
+        if transport_name(self._settings.url) is None:
+            from conductor.broker.wire_amqp import AmqpSender
+
+            return AmqpSender(connection)
+        from conductor.broker.wire_redis import RedisSender
+
+        return RedisSender(connection)
+
+    def _open_receiver(self, confirmed: Callable[[Address], None]) -> Receiver:
+        connection = kombu_connection(
+            self._settings.url,
+            connect_timeout=self._settings.connect_timeout,
+            io_timeout=_IO_TIMEOUT,
+            heartbeat=_HEARTBEAT,
+        )
+        if transport_name(self._settings.url) is None:
+            from conductor.broker.wire_amqp import AmqpReceiver
+
+            return AmqpReceiver(connection, confirmed)
+        from conductor.broker.wire_redis import RedisReceiver
+
+        return RedisReceiver(connection, confirmed)

@@ -1,0 +1,221 @@
+"""Our variants of kombu's Redis transports, and the one way to open a connection to a broker.
+
+For Celery: `broker_transport = transport_name(url)` beside `broker_url = url`, and `transport_options(url)`
+merged into `broker_transport_options`. For RabbitMQ `transport_name` is None, which is Celery's default.
+
+What differs from kombu 5.7:
+- One redis client per channel and pool instead of one per command: redis-py 8 builds a table of 170 reply
+  callbacks for every client object.
+- Fanout exchanges store no bindings. PUB/SUB does not need them, and those of a killed subscriber would stay.
+- Several queues may be bound to one fanout exchange in one channel; kombu keeps only the last.
+- Consumers touch the messages they hold every `touch_interval` seconds, so that a short visibility timeout
+  does not make another consumer take over a message that is being worked on.
+- The keys of unacknowledged messages are our own: our short visibility timeout must not restore those of
+  other applications in the same database.
+- rediss:// verifies certificates unless the URL says `ssl_cert_reqs=none`.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from kombu import Connection
+from kombu.transport import redis as kombu_redis
+from kombu.utils.encoding import bytes_to_str
+
+from conductor.broker.topology import EVENTS, REPLIES
+from conductor.core.config import mask_url
+from conductor.core.exceptions import ConfigurationError
+
+_OURS = (EVENTS, REPLIES)
+_MODULE = "conductor.broker.transport"
+_TRANSPORTS = {
+    "redis": f"{_MODULE}:Transport",
+    "rediss": f"{_MODULE}:TLSTransport",
+    "sentinel": f"{_MODULE}:SentinelTransport",
+    "amqp": None,
+    "amqps": None,
+}
+#: Schemes of the brokers we know.
+SCHEMES = tuple(_TRANSPORTS)
+
+# `Connection.as_uri`, which Celery prints and Flower parses, shows the word behind the class.
+Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.items() if name})
+
+
+class QoS(kombu_redis.QoS):  # type: ignore[misc]
+    """Keeps its unacknowledged messages from being taken for abandoned."""
+
+    def touch(self) -> None:
+        """Tell that the messages held here are still being worked on."""
+        held = [tag for tag in self._delivered if tag not in self._dirty]
+        if held:
+            now = time.time()
+            with self.channel.conn_or_acquire() as client:
+                client.zadd(self.unacked_index_key, dict.fromkeys(held, now), xx=True)
+
+
+class _ChannelMixin:
+    """What our channels do otherwise; see the module."""
+
+    QoS = QoS
+    unacked_key = "conductor.unacked"
+    unacked_index_key = "conductor.unacked_index"
+    unacked_mutex_key = "conductor.unacked_mutex"
+    #: Seconds; a node killed while it restores must not keep the others from it for kombu's 5 minutes.
+    unacked_mutex_expire = 10
+    #: Messages are JSON text, which base64 would make longer and slower.
+    body_encoding = None
+    _fanout_queues: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._shared_clients: dict[bool, Any] = {}
+        self._received_topic = ""
+        super().__init__(*args, **kwargs)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        client = self._shared_clients.get(asynchronous)
+        if client is None:
+            client = super()._create_client(asynchronous)  # type: ignore[misc]
+            self._shared_clients[asynchronous] = client
+        return client
+
+    def _disconnect_pools(self) -> None:
+        self._shared_clients.clear()
+        super()._disconnect_pools()  # type: ignore[misc]
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        if self.typeof(exchange).type != "fanout":  # type: ignore[attr-defined]
+            super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
+            return
+        key = routing_key if exchange in _OURS else routing_key.replace("#", "*")
+        self._fanout_queues[queue] = (exchange, key)
+
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        if queue in self._fanout_queues:
+            self._in_listen = None  # makes the poller subscribe again, now with this queue
+        return super().basic_consume(queue, *args, **kwargs)  # type: ignore[misc]
+
+    def _unsubscribe_from(self, queue: str) -> None:
+        if self._fanout_queues[queue] not in map(self._fanout_queues.get, self._listening()):
+            super()._unsubscribe_from(queue)  # type: ignore[misc]
+
+    def _handle_message(self, client: Any, response: Any) -> Any:
+        payload = super()._handle_message(client, response)  # type: ignore[misc]
+        self._received_topic = bytes_to_str(payload["pattern"] or payload["channel"])
+        return payload
+
+    def _deliver_fanout_message(self, message: dict[str, Any], exchange: str) -> bool:
+        for queue in self._listening():
+            if self._received_topic in self._get_subscribe_topics(queue):  # type: ignore[attr-defined]
+                self.connection._deliver(dict(message), queue)  # type: ignore[attr-defined]  # noqa: SLF001
+        return True
+
+    def _listening(self) -> list[str]:
+        return list(self.active_fanout_queues)  # type: ignore[attr-defined]
+
+
+class Channel(_ChannelMixin, kombu_redis.Channel):  # type: ignore[misc]
+    """A channel of `Transport`."""
+
+
+class SentinelChannel(_ChannelMixin, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    """A channel of `SentinelTransport`."""
+
+
+class _TransportMixin:
+    """Has the consumers' messages touched while Celery's event loop runs."""
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        cycle = self.cycle  # type: ignore[attr-defined]
+        interval = connection.client.transport_options.get("touch_interval")
+        if previous := getattr(cycle, "touch_tref", None):
+            previous.cancel()
+        if interval:
+            cycle.touch_tref = loop.call_repeatedly(interval, self._touch)
+
+    def _touch(self) -> None:
+        for channel in list(self.cycle._channels):  # type: ignore[attr-defined]  # noqa: SLF001
+            try:
+                channel.qos.touch()
+            except channel.connection_errors:
+                # The main loop meets the broken connection as well, and handles it.
+                kombu_redis.logger.debug("touching unacknowledged messages failed", exc_info=True)
+
+
+class Transport(_TransportMixin, kombu_redis.Transport):  # type: ignore[misc]
+    """redis://"""
+
+    Channel = Channel
+
+
+class TLSTransport(Transport):
+    """rediss://"""
+
+    def __init__(self, client: Connection, **kwargs: Any) -> None:
+        if not client.ssl:
+            client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        super().__init__(client, **kwargs)
+
+
+class SentinelTransport(_TransportMixin, kombu_redis.SentinelTransport):  # type: ignore[misc]
+    """sentinel://, with the name of the master in the URL: `?master_name=mymaster`."""
+
+    Channel = SentinelChannel
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a broker's URL; an unknown one is a ConfigurationError that lists the known ones."""
+    scheme = urlsplit(url).scheme
+    if scheme not in _TRANSPORTS:
+        known = ", ".join(f"{name}://" for name in _TRANSPORTS)
+        raise ConfigurationError(f"No broker is known for {mask_url(url)!r}; the known ones are {known}")
+    return scheme
+
+
+def transport_name(url: str) -> str | None:
+    """What to give kombu as `transport`, and Celery as `broker_transport`, for this URL."""
+    return _TRANSPORTS[scheme_of(url)]
+
+
+def transport_options(url: str) -> dict[str, Any]:
+    """The transport options that the URL itself asks for."""
+    if scheme_of(url) != "sentinel":
+        return {}
+    query = dict(parse_qsl(urlsplit(url).query))
+    return {"master_name": query.get("master_name", "mymaster")}
+
+
+def broker_url(url: str) -> str:
+    """The URL as kombu takes it: without the parameters that `transport_options` reads."""
+    return urlunsplit(urlsplit(url)._replace(query="")) if scheme_of(url) == "sentinel" else url
+
+
+def kombu_connection(
+    url: str, *, connect_timeout: float = 5.0, io_timeout: float = 5.0, heartbeat: float = 0
+) -> Connection:
+    """Describe a connection to the broker at `url`; nothing is connected yet.
+
+    Times are in seconds. No operation on the connection waits longer than `io_timeout` for the broker.
+    `heartbeat` is for RabbitMQ only; who asks for it has to call `heartbeat_check` in time.
+    """
+    options = transport_options(url)
+    if transport_name(url) is None:
+        options |= {"read_timeout": io_timeout, "write_timeout": io_timeout}
+    else:
+        options |= {
+            "socket_timeout": io_timeout,
+            "socket_connect_timeout": connect_timeout,
+            "socket_keepalive": True,
+        }
+    return Connection(
+        broker_url(url),
+        transport=transport_name(url),
+        connect_timeout=connect_timeout,
+        heartbeat=heartbeat,
+        transport_options=options,
+    )

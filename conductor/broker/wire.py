@@ -1,0 +1,134 @@
+"""What the bus's threads ask of a broker, whichever it is."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import amqp.exceptions
+import redis.exceptions
+
+from conductor.core.config import mask_url
+from conductor.core.exceptions import MessageBusError
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A message on its way to the broker; `future` belongs to the event loop, the rest to the publisher."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    future: asyncio.Future[None]
+    deadline: float
+    """When the publish is given up, in the loop's time."""
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    answer_by: float | None = None
+    """When the asker stops waiting, in seconds since the epoch."""
+    tag: str = ""
+    confirmed: bool = False
+    error: Exception | None = None
+
+
+class Incoming(NamedTuple):
+    """A message as it came, the body not looked at."""
+
+    channel: str
+    body: str | bytes
+    reply_to: str | None
+    correlation_id: str | None
+    answer_by: float | None
+
+
+@dataclass(slots=True, eq=False)
+class Address:
+    """What a subscription listens to: a key, on EVENTS a channel or pattern, of an exchange."""
+
+    exchange: str
+    key: str
+    queue: str = ""
+    """Its queue, where the broker has queues."""
+    over_delivers: bool = False
+    """Whether more may come by it than its key says."""
+
+
+#: What a receiver hands over unread; the rest of the tuple is for its `decode`.
+Raw = tuple[Any, ...]
+
+
+class Sender(Protocol):
+    """A connection that publishes; used by one thread."""
+
+    batch_size: int
+
+    def send(self, batch: list[Outgoing]) -> None:
+        """Return when the broker has all of `batch`; sets `confirmed`, and `error` where it refused one.
+
+        Raises whatever says that the connection is lost; what is not confirmed then may have arrived.
+        """
+
+    def close(self) -> None:
+        """Close the connection; never raises."""
+
+
+class Receiver(Protocol):
+    """A connection that consumes; used by one thread, except `channel` and `decode`."""
+
+    #: The most messages that `receive` takes at once; fewer mean that no more have come.
+    receive_limit: int
+
+    def fileno(self) -> int:
+        """The socket to wait for."""
+
+    def add(self, address: Address) -> None:
+        """Start to receive what is sent to `address`; the confirmation comes through `confirmed`."""
+
+    def drop(self, address: Address) -> None:
+        """Stop to receive what is sent to `address`."""
+
+    def receive(self) -> list[Raw]:
+        """Take what has come, without waiting; each begins with its Address."""
+
+    def check(self) -> None:
+        """Called every few seconds: raise when the broker has gone silent."""
+
+    def channel(self, raw: Raw) -> str:
+        """The channel on which `raw` came; never raises."""
+
+    def decode(self, raw: Raw) -> Incoming:
+        """Read what `receive` gave; ValueError, TypeError or KeyError if it makes no sense."""
+
+    def close(self) -> None:
+        """Close the connection; never raises."""
+
+
+_REFUSED_LOGIN = (
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.NoPermissionError,
+    amqp.exceptions.AccessRefused,
+)
+_REFUSED = (amqp.exceptions.NotAllowed, redis.exceptions.ResponseError, ValueError)
+
+
+def unavailable(error: Exception, url: str) -> MessageBusError:
+    """Make the bus's error of one met while connecting.
+
+    Codes: BROKER_AUTH_FAILED (user, password or rights), BROKER_REFUSED (no such virtual host or database),
+    BROKER_UNAVAILABLE (all else).
+    """
+    where = mask_url(url)
+    details = {"url": where, "reason": str(error)}
+    if isinstance(error, _REFUSED_LOGIN):
+        return MessageBusError(
+            f"The broker at {where} refuses the user or the password: {error}", "BROKER_AUTH_FAILED", details
+        )
+    if isinstance(error, _REFUSED) and not isinstance(error, ssl.SSLError | OSError):
+        return MessageBusError(f"The broker at {where} refuses: {error}", "BROKER_REFUSED", details)
+    return MessageBusError(
+        f"No broker answers at {where}: {error or type(error).__name__}", "BROKER_UNAVAILABLE", details
+    )

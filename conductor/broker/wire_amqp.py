@@ -1,0 +1,182 @@
+"""The bus's connections to RabbitMQ."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import uuid
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import amqp
+from amqp.exceptions import MessageNacked, RecoverableConnectionError
+
+from conductor.broker.topology import (
+    AMQP,
+    DEADLINE_HEADER,
+    EVENTS,
+    channel_of,
+    event_queue,
+    event_routing_key,
+    events_exchange,
+    needs_filter,
+    replies_exchange,
+    reply_queue,
+)
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Connection
+
+
+class _AmqpLink:
+    """One connection with one channel on which the exchanges are declared."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._kombu = connection
+        try:
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            self._channel = connection.channel()
+            events_exchange(AMQP)(self._channel).declare()
+            replies_exchange(AMQP)(self._channel).declare()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """See `Sender.close`."""
+        with contextlib.suppress(Exception):
+            self._kombu.release()
+        with contextlib.suppress(Exception):
+            self._kombu.collect()
+
+
+class AmqpSender(_AmqpLink):
+    """Publishes batches and waits for the publisher confirms of each as a whole."""
+
+    batch_size = 256
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._sequence = 0
+        self._waiting: dict[int, Outgoing] = {}
+        self._channel.confirm_select()
+        self._channel.events["basic_ack"].add(self._acknowledged)
+        self._channel.events["basic_nack"].add(self._refused)
+
+    def send(self, batch: list[Outgoing]) -> None:
+        """See `Sender.send`."""
+        self._waiting.clear()
+        for out in batch:
+            self._sequence += 1
+            self._waiting[self._sequence] = out
+            key = event_routing_key(AMQP, out.routing_key) if out.exchange == EVENTS else out.routing_key
+            self._channel.basic_publish(_to_amqp(out), exchange=out.exchange, routing_key=key)
+        while self._waiting:
+            self._kombu.drain_events()
+
+    def _acknowledged(self, delivery_tag: int, multiple: bool) -> None:
+        for out in self._settled(delivery_tag, multiple):
+            out.confirmed = True
+
+    def _refused(self, delivery_tag: int, multiple: bool) -> None:
+        for out in self._settled(delivery_tag, multiple):
+            out.confirmed, out.error = True, MessageNacked()
+
+    def _settled(self, delivery_tag: int, multiple: bool) -> list[Outgoing]:
+        tags = [tag for tag in self._waiting if tag <= delivery_tag] if multiple else [delivery_tag]
+        return [self._waiting.pop(tag) for tag in tags if tag in self._waiting]
+
+
+class AmqpReceiver(_AmqpLink):
+    """Consumes from one queue per subscription; the queues vanish with the connection."""
+
+    receive_limit = 256
+
+    def __init__(self, connection: Connection, confirmed: Callable[[Address], None]) -> None:
+        super().__init__(connection)
+        self._confirmed = confirmed
+        self._inbox: list[Raw] = []
+        self._cancelled = False
+        self._poll = select.poll()
+        self._poll.register(self.fileno(), select.POLLIN)
+
+    def fileno(self) -> int:
+        """See `Receiver.fileno`."""
+        number: int = self._kombu.connection.sock.fileno()
+        return number
+
+    def add(self, address: Address) -> None:
+        """See `Receiver.add`."""
+        name = address.queue = f"conductor.bus.{uuid.uuid4().hex}"
+        if address.exchange == EVENTS:
+            address.over_delivers = needs_filter(AMQP, address.key)
+            queue = event_queue(AMQP, address.key, name)
+        else:
+            queue = reply_queue(AMQP, address.key, name)
+        bound = queue(self._channel)
+        bound.declare()
+        take = partial(self._take, address)
+        bound.consume(consumer_tag=name, callback=take, no_ack=True, on_cancel=self._on_cancel)
+        self._confirmed(address)
+
+    def drop(self, address: Address) -> None:
+        """See `Receiver.drop`."""
+        self._channel.basic_cancel(address.queue)
+
+    def receive(self) -> list[Raw]:
+        """See `Receiver.receive`."""
+        while len(self._inbox) < self.receive_limit and self._readable():
+            self._kombu.drain_events()
+        if self._cancelled:
+            raise RecoverableConnectionError("the broker ended a subscription")
+        received, self._inbox = self._inbox, []
+        return received
+
+    def check(self) -> None:
+        """See `Receiver.check`."""
+        self._kombu.heartbeat_check(rate=2)
+
+    def channel(self, raw: Raw) -> str:
+        """See `Receiver.channel`."""
+        return channel_of(AMQP, raw[1].delivery_info["routing_key"])
+
+    def decode(self, raw: Raw) -> Incoming:
+        """See `Receiver.decode`."""
+        _, message = raw
+        properties: dict[str, Any] = message.properties
+        return Incoming(
+            self.channel(raw),
+            message.body,
+            properties.get("reply_to"),
+            properties.get("correlation_id"),
+            properties.get("application_headers", {}).get(DEADLINE_HEADER),
+        )
+
+    def _readable(self) -> bool:
+        sock = self._kombu.connection.sock
+        return bool((hasattr(sock, "pending") and sock.pending()) or self._poll.poll(0))
+
+    def _take(self, address: Address, message: amqp.Message) -> None:
+        self._inbox.append((address, message))
+
+    def _on_cancel(self, consumer_tag: str) -> None:
+        self._cancelled = True
+
+
+def _to_amqp(out: Outgoing) -> amqp.Message:
+    properties: dict[str, Any] = {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "delivery_mode": 1,
+        "message_id": out.tag,
+    }
+    if out.reply_to is not None:
+        properties["reply_to"] = out.reply_to
+    if out.correlation_id is not None:
+        properties["correlation_id"] = out.correlation_id
+    if out.answer_by is not None:
+        properties["application_headers"] = {DEADLINE_HEADER: out.answer_by}
+    return amqp.Message(out.body, **properties)

@@ -1,0 +1,195 @@
+"""The bus's connections to Redis and Valkey: PUB/SUB in kombu's format, without kombu's cost per message."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json, to_json
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from conductor.broker.topology import DEADLINE_HEADER, EVENTS, REDIS, event_binding_key
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw
+from conductor.core.channels import is_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Connection
+
+_HEAD = b'{"body":'
+_MIDDLE = b',"content-encoding":"utf-8","content-type":"application/json","headers":'
+_PROPERTIES = (
+    b',"properties":{"body_encoding":null,"delivery_mode":1,"priority":0,"delivery_info":{"exchange":'
+)
+
+
+class _RedisLink:
+    """One socket, taken from kombu's channel so that URL, TLS and Sentinel are kombu's business."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._kombu = connection
+        try:
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            channel = connection.default_channel
+            self._socket = channel.async_pool.get_connection()
+        except BaseException:
+            self.close()
+            raise
+        self._prefix = channel.keyprefix_fanout
+
+    def _topic(self, exchange: str, key: str) -> bytes:
+        return f"{self._prefix}{exchange}/{key}".encode()
+
+    def close(self) -> None:
+        """See `Sender.close`."""
+        with contextlib.suppress(Exception):
+            self._kombu.release()
+        with contextlib.suppress(Exception):
+            self._socket.disconnect()
+
+
+class RedisSender(_RedisLink):
+    """Publishes batches, each with one write and one read."""
+
+    batch_size = 256
+
+    def send(self, batch: list[Outgoing]) -> None:
+        """See `Sender.send`."""
+        link = self._socket
+        pack = link.pack_command
+        commands: list[bytes] = []
+        for out in batch:
+            commands += pack("PUBLISH", self._topic(out.exchange, out.routing_key), envelope(out))
+        link.send_packed_command([b"".join(commands)], check_health=False)
+        for out in batch:
+            try:
+                link.read_response()
+            except ResponseError as error:
+                out.error = error
+            out.confirmed = True
+
+
+class RedisReceiver(_RedisLink):
+    """Receives in gulps; a name is SUBSCRIBEd, which costs the server less than a pattern."""
+
+    receive_limit = 512
+
+    def __init__(self, connection: Connection, confirmed: Callable[[Address], None]) -> None:
+        super().__init__(connection)
+        self._confirmed = confirmed
+        self._addresses: dict[bytes, Address] = {}
+        self._unconfirmed: deque[Address] = deque()
+        self._unanswered_ping = False
+        # redis-py 8.1 formats every message for a debug log otherwise.
+        self._socket._parser.set_pubsub_push_handler(_as_it_is)  # noqa: SLF001
+
+    def fileno(self) -> int:
+        """See `Receiver.fileno`."""
+        sock = self._socket._sock  # noqa: SLF001
+        if sock is None:
+            raise RedisConnectionError("the connection is closed")
+        number: int = sock.fileno()
+        return number
+
+    def add(self, address: Address) -> None:
+        """See `Receiver.add`."""
+        topic = self._topic_of(address)
+        self._addresses[topic] = address
+        self._unconfirmed.append(address)
+        self._command(f"{_prefix_of(address)}SUBSCRIBE", topic)
+
+    def drop(self, address: Address) -> None:
+        """See `Receiver.drop`."""
+        topic = self._topic_of(address)
+        self._addresses.pop(topic, None)
+        self._command(f"{_prefix_of(address)}UNSUBSCRIBE", topic)
+
+    def receive(self) -> list[Raw]:
+        """See `Receiver.receive`."""
+        received: list[Raw] = []
+        read = self._socket.read_response
+        addresses = self._addresses
+        self._unanswered_ping = False
+        with contextlib.suppress(RedisTimeoutError):
+            while len(received) < self.receive_limit:
+                reply = read(push_request=True, timeout=0, disconnect_on_error=False)
+                kind = reply[0]
+                if kind in (b"message", b"pmessage"):
+                    address = addresses.get(reply[1])
+                    if address is not None:
+                        received.append((address, reply[-2], reply[-1]))
+                elif kind in (b"subscribe", b"psubscribe"):
+                    self._confirmed(self._unconfirmed.popleft())
+        return received
+
+    def check(self) -> None:
+        """See `Receiver.check`."""
+        if self._unanswered_ping:
+            raise RedisConnectionError("the broker does not answer a PING")
+        self._unanswered_ping = True
+        self._command("PING")
+
+    def channel(self, raw: Raw) -> str:
+        """See `Receiver.channel`."""
+        topic: bytes = raw[1]
+        return topic.decode(errors="replace").split("/", 2)[-1]
+
+    def decode(self, raw: Raw) -> Incoming:
+        """See `Receiver.decode`."""
+        message: dict[str, Any] = from_json(raw[2])
+        properties: dict[str, Any] = message["properties"]
+        body = message["body"]
+        if properties.get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        return Incoming(
+            self.channel(raw),
+            body,
+            properties.get("reply_to"),
+            properties.get("correlation_id"),
+            message["headers"].get(DEADLINE_HEADER),
+        )
+
+    def _topic_of(self, address: Address) -> bytes:
+        key = address.key
+        if address.exchange == EVENTS and is_pattern(key):
+            key = event_binding_key(REDIS, key)
+        return self._topic(address.exchange, key)
+
+    def _command(self, *words: str | bytes) -> None:
+        self._socket.send_command(*words, check_health=False)
+
+
+def envelope(out: Outgoing) -> bytes:
+    """Write `out` as kombu's virtual transports do, the body as text."""
+    headers = b"{}" if out.answer_by is None else to_json({DEADLINE_HEADER: out.answer_by})
+    parts = [
+        _HEAD,
+        to_json(out.body),
+        _MIDDLE,
+        headers,
+        _PROPERTIES,
+        to_json(out.exchange),
+        b',"routing_key":',
+        to_json(out.routing_key),
+        b'},"delivery_tag":',
+        to_json(out.tag),
+    ]
+    if out.reply_to is not None:
+        parts += [b',"reply_to":', to_json(out.reply_to)]
+    if out.correlation_id is not None:
+        parts += [b',"correlation_id":', to_json(out.correlation_id)]
+    parts.append(b"}}")
+    return b"".join(parts)
+
+
+def _prefix_of(address: Address) -> str:
+    return "P" if address.exchange == EVENTS and is_pattern(address.key) else ""
+
+
+def _as_it_is(response: Any) -> Any:
+    return response
