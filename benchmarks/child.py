@@ -12,39 +12,13 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.lag import LagMeter
 from benchmarks.load import PROBE, Delivery, make_message
 from benchmarks.peers import load_bus_peer
+from benchmarks.role import Role
 from conductor.core.messages import AgentMessage
 
 if TYPE_CHECKING:
     from benchmarks.peers.base import BusPeer
-
-
-class Role:
-    """What a process is there for; its public coroutine functions are the commands."""
-
-    async def open(self) -> None:
-        """Get ready."""
-
-    async def close(self) -> None:
-        """Let go."""
-
-    async def ping(self) -> None:
-        """Do nothing: whoever has the answer knows that the process is ready."""
-
-    async def idle(self, seconds: float) -> None:
-        """Leave the loop alone for a while."""
-        await asyncio.sleep(seconds)
-
-    async def start_lag(self) -> None:
-        """Begin to measure this process's event loop."""
-        self._lag = LagMeter()
-        self._lag.start()
-
-    async def stop_lag(self) -> dict[str, float]:
-        """End it and report."""
-        return await self._lag.stop()
 
 
 class BusRole(Role):
@@ -169,8 +143,8 @@ ROLES: dict[str, type[Role] | str] = {
     "asker": Asker,
     "plain-celery": "benchmarks.peers.plain_celery:PlainCelery",
     "conductor-tasks": "benchmarks.peers.conductor_tasks:ConductorTasks",
-    "conductor-app": "benchmarks.peers.conductor_tasks:ConductorApp",
     "raw-state": "benchmarks.peers.raw_state:RawState",
+    "indexed-raw-state": "benchmarks.peers.raw_state:IndexedRawState",
     "conductor-state": "benchmarks.peers.conductor_state:ConductorState",
 }
 

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 OURS = "conductor"
 
 
+def is_installed(module: str) -> bool:
+    """Whether there is such a module."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 @dataclass(frozen=True)
 class Entry:
     """One way to publish or request; `needs` is the module without which it cannot take part.
@@ -27,10 +35,7 @@ class Entry:
     @property
     def is_installed(self) -> bool:
         """Whether it can take part here."""
-        try:
-            return find_spec(self.needs) is not None
-        except ModuleNotFoundError:
-            return False
+        return is_installed(self.needs)
 
 
 BUS_PEERS = [
