@@ -1,0 +1,55 @@
+"""Which servers a configuration means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from conductor.core.exceptions import ConfigurationError
+from conductor.store.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from conductor.core.config import ConductorConfig
+
+REDIS_LIKE = ("redis", "rediss", "unix", "redis+socket")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """The URLs of the broker and of the Redis that keeps state and results."""
+
+    broker_url: str
+    redis_url: str
+
+
+def is_redis_like(url: str) -> bool:
+    """Tell whether state and results can be kept at `url`."""
+    return url.partition("://")[0] in REDIS_LIKE
+
+
+def find_addresses(config: ConductorConfig) -> Addresses:
+    """Give the configured servers, with the running embedded server for what is not configured.
+
+    Looks for the embedded server only where it is needed, which takes a connection to it. Raises
+    ConfigurationError, code NO_BROKER or NO_REDIS, when nothing is configured and it is not running.
+    """
+    redis_url = config.redis.url
+    if redis_url is None and config.broker_url is not None and is_redis_like(config.broker_url):
+        redis_url = config.broker_url
+    broker_url = config.broker_url or redis_url
+    if broker_url and redis_url:
+        return Addresses(broker_url, redis_url)
+    embedded = EmbeddedServer.running(config.data_dir)
+    if embedded is None and broker_url is None:
+        raise ConfigurationError(
+            "No broker is configured and no embedded server is running: start one with 'conductor up', or "
+            "set CONDUCTOR_BROKER_URL, for example to redis://localhost:6379/0.",
+            "NO_BROKER",
+        )
+    if embedded is None:
+        raise ConfigurationError(
+            "A broker is configured, but no Redis for state and results, and no embedded server is running: "
+            "set CONDUCTOR_REDIS__URL, for example to redis://localhost:6379/0, or start 'conductor up'.",
+            "NO_REDIS",
+        )
+    return Addresses(broker_url or embedded, redis_url or embedded)

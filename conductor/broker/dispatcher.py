@@ -1,0 +1,151 @@
+"""Sending tasks to agents on nodes, following and cancelling them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+
+from conductor.broker import topology
+from conductor.broker.app import create_app
+from conductor.broker.node_control import CANCEL_TASK
+from conductor.broker.records import pending_record, record_key
+from conductor.broker.result_listener import FollowedTask, ResultListener
+from conductor.broker.results import script
+from conductor.broker.task_sender import TaskSender
+from conductor.broker.tasks import EXECUTE_TASK
+from conductor.core.enums import AgentType
+from conductor.core.exceptions import AgentError, StateError
+from conductor.core.fields import utc_now
+from conductor.store.endpoint import read_url
+from conductor.store.link import Link
+
+if TYPE_CHECKING:
+    from conductor.broker.addresses import Addresses
+    from conductor.core.config import ConductorConfig
+    from conductor.core.models import TaskDefinition
+
+#: Seconds that Redis may be silent.
+REPLY_TIMEOUT = 10.0
+#: What `cancel` gives when the task has not been started and never will be.
+CANCELLED = "CANCELLED"
+UNKNOWN = "UNKNOWN"
+
+
+class Dispatcher:
+    """Celery's part of a Conductor; lives on one event loop."""
+
+    def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
+        self._config = config
+        self._app = create_app(config, addresses=addresses, set_as_current=False)
+        self._sender = TaskSender(self._app, config.bus.publish_timeout)
+        self._link = Link(
+            read_url(addresses.redis_url),
+            config.bus.connect_timeout,
+            REPLY_TIMEOUT,
+            config.bus.publish_timeout,
+        )
+        self._listener = ResultListener(self._link)
+
+    async def open(self) -> None:
+        """Connect to the result backend; StateError."""
+        await self._link.open()
+        await self._listener.open()
+
+    async def close(self) -> None:
+        """Send what waits, and disconnect."""
+        await self._sender.close()
+        await self._listener.close()
+        await self._link.close()
+        await asyncio.to_thread(self._app.close)
+
+    async def dispatch(self, task: TaskDefinition, agent_id: str | None) -> tuple[FollowedTask, str]:
+        """Send a task; give it and the id of the run. See `Conductor.dispatch`."""
+        queue = _queue_of(task, agent_id)
+        run = uuid.uuid4().hex
+        try:
+            async with asyncio.timeout(self._config.bus.publish_timeout):
+                _, followed = await asyncio.gather(
+                    self._open_record(task, run), self._listener.follow(task.task_id)
+                )
+        except TimeoutError as error:
+            raise StateError(
+                f"Task {task.task_id} cannot be filed: Redis does not answer.",
+                "STATE_UNAVAILABLE",
+                {"task_id": task.task_id},
+            ) from error
+        try:
+            await self._sender.send(EXECUTE_TASK, self._message(task, run), queue)
+        except BaseException:
+            self._listener.forget(followed)
+            await self._link.run(["DEL", record_key(task.task_id)])
+            raise
+        return followed, run
+
+    async def attach(self, task_id: str) -> tuple[FollowedTask, str]:
+        """Follow a task that was sent before. See `Conductor.handle`."""
+        raw = await self._link.run(["GET", record_key(task_id)])
+        if raw is None:
+            raise AgentError(f"Nothing is known of a task {task_id!r}.", "", task_id, "TASK_NOT_FOUND")
+        kwargs = json.loads(raw).get("kwargs")
+        run = kwargs.get("run") if isinstance(kwargs, dict) else None
+        return await self._listener.attach(task_id), run if isinstance(run, str) else ""
+
+    async def cancel(self, task_id: str, run: str) -> str:
+        """Cancel a task; give CANCELLED if it did not run yet, else its Celery state or UNKNOWN."""
+        arguments = [run, utc_now().isoformat(), self._config.redis.result_expires_seconds]
+        found = await self._link.run(["EVAL", script("cancel_task"), 1, record_key(task_id), *arguments])
+        if not found:
+            return UNKNOWN
+        status, its_run = str(found[0].decode()), str(found[1].decode())
+        if run and run != its_run:
+            return UNKNOWN
+        if status != CANCELLED and status not in states.READY_STATES:
+            await asyncio.to_thread(
+                self._app.control.broadcast, CANCEL_TASK, arguments={"task_id": task_id, "run": its_run}
+            )
+        return status
+
+    async def _open_record(self, task: TaskDefinition, run: str) -> None:
+        record = pending_record(task.task_id, EXECUTE_TASK, run)
+        expires = self._config.redis.result_expires_seconds
+        found = await self._link.run(
+            ["EVAL", script("open_task"), 1, record_key(task.task_id), record, expires]
+        )
+        if found is not None:
+            raise AgentError(
+                f"Task {task.task_id} ({task.name!r}) was dispatched before and has not ended: wait for it "
+                "with Conductor.handle(task_id), or cancel it.",
+                "",
+                task.task_id,
+                "TASK_ALREADY_DISPATCHED",
+            )
+
+    def _message(self, task: TaskDefinition, run: str) -> Any:
+        return self._app.amqp.as_task_v2(
+            task.task_id,
+            EXECUTE_TASK,
+            args=(task.model_dump(mode="json"),),
+            kwargs={"run": run},
+            soft_time_limit=task.timeout_seconds,
+            time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
+            argsrepr=f"({task.name!r})",
+            kwargsrepr="{}",
+        )
+
+
+def _queue_of(task: TaskDefinition, agent_id: str | None) -> Any:
+    if agent_id is not None:
+        return topology.agent_queue(agent_id)
+    if task.assigned_to is not None:
+        return topology.type_queue(AgentType(task.assigned_to))
+    raise AgentError(
+        f"Task {task.task_id} ({task.name!r}) names no type of agent in assigned_to, and no agent_id was "
+        "given.",
+        "",
+        task.task_id,
+        "NO_AGENT_TYPE",
+    )

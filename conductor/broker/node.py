@@ -1,0 +1,89 @@
+"""A Celery worker that hosts agents."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery import signals
+from celery.apps.worker import Worker
+
+from conductor.broker import topology
+from conductor.broker.node_desk import NodeDesk
+from conductor.broker.node_host import AgentHost
+from conductor.broker.node_spec import CELERY_DEFAULT_NAME, NodeSpec, plan_node
+from conductor.broker.records import TaskRecords
+from conductor.core.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from conductor.broker.app import ConductorApp
+
+WRONG_POOL = "An agent node runs one prefork child: leave out --pool and --concurrency, and start more nodes."
+WRONG_QUEUES = "An agent node consumes the queues of its agents: leave out --queues and --exclude-queues."
+
+
+class NodeWorker(Worker):  # type: ignore[misc]
+    """The parent process of a node, and in the forked child the way to the agents.
+
+    What the user got wrong is a click.ClickException: `celery worker` prints its sentence and ends.
+    """
+
+    app: ConductorApp
+    spec: NodeSpec
+    host: AgentHost | None = None
+    records: TaskRecords
+    listening: bool
+    """Whether the node hears requests to its agents."""
+
+    def __init__(
+        self,
+        app: ConductorApp | None = None,
+        hostname: str | None = None,
+        agent: str | None = None,
+        **options: Any,
+    ) -> None:
+        app = app or self.app
+        _check_options(options)
+        name, _, machine = (hostname or "").partition("@")
+        try:
+            self.addresses = app.addresses
+            self.spec = plan_node(
+                app.config, app.agents, agent, name if name != CELERY_DEFAULT_NAME else None
+            )
+        except ConfigurationError as error:
+            raise click.ClickException(error.message) from error
+        app.node = self
+        app.conf.task_queues = _queues(self.spec)
+        signals.worker_process_init.connect(self._on_child_start, weak=False)
+        signals.worker_process_shutdown.connect(self._on_child_end, weak=False)
+        self.listening = False
+        self.desk = NodeDesk(app, app.config, self.addresses, self.spec)
+        options.update(without_gossip=True, without_mingle=True)
+        super().__init__(app=app, hostname=f"{self.spec.name}@{machine or socket.gethostname()}", **options)
+
+    def _on_child_start(self, **_: Any) -> None:
+        self.records = TaskRecords(self.app.backend)
+        self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())
+        self.host.start()
+
+    def _on_child_end(self, **_: Any) -> None:
+        if self.host is not None:
+            self.host.stop()
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    pool = options.get("pool_cls") or options.get("pool") or "prefork"
+    module = pool if isinstance(pool, str) else pool.__module__
+    concurrency = options.get("concurrency") or 1
+    if "prefork" not in module or str(concurrency) != "1" or options.get("autoscale"):
+        raise click.UsageError(WRONG_POOL)
+    if options.get("queues") or options.get("exclude_queues"):
+        raise click.UsageError(WRONG_QUEUES)
+
+
+def _queues(spec: NodeSpec) -> list[Any]:
+    own = [topology.agent_queue(agent.agent_id) for agent in spec.agents]
+    types = dict.fromkeys(agent.agent_type for agent in spec.agents)
+    return own + [topology.type_queue(agent_type) for agent_type in types]

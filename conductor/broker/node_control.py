@@ -1,0 +1,34 @@
+"""What a node can be told from outside, beyond Celery's own commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker import state as worker_state
+from celery.worker.control import Panel
+
+from conductor.broker.node_request import NodeRequest
+
+#: The name of the command that ends one run of a task.
+CANCEL_TASK = "conductor_cancel_task"
+
+
+def register() -> None:
+    """Make the commands known to Celery's worker."""
+    Panel.register(
+        name=CANCEL_TASK, type="control", args=[("task_id", str), ("run", str)], signature="<task_id> <run>"
+    )(cancel_task)
+
+
+def cancel_task(state: Any, task_id: str, run: str = "", **_: Any) -> dict[str, Any]:
+    """Cancel a run of a task on the node that has it.
+
+    Celery's own `revoke` would make every node refuse the task's id for hours, also when it is dispatched
+    again, and ends the process instead of the coroutine.
+    """
+    request = worker_state.requests.get(task_id)
+    if not isinstance(request, NodeRequest) or (run and request.run != run):
+        return {"ok": "not here"}
+    grace = state.app.config.work.hard_limit_grace
+    request.cancel_run(state.consumer.pool, grace, state.consumer.timer.call_after)
+    return {"ok": "cancelling"}

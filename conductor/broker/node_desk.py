@@ -1,0 +1,114 @@
+"""What the parent process of a node files and sends in place of its child."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from conductor.broker import topology
+from conductor.broker.results import TaskFailed, assigned_task_id, failed, timed_out, timeout_response
+from conductor.core.exceptions import StateError
+from conductor.core.fields import utc_now
+from conductor.core.messages import AgentMessage
+from conductor.core.models import TaskDefinition, TaskResult
+from conductor.store.redis_state import RedisStateManager
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from celery import Celery
+
+    from conductor.broker.addresses import Addresses
+    from conductor.broker.node_request import NodeRequest
+    from conductor.broker.node_spec import NodeSpec
+    from conductor.core.config import ConductorConfig
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds that the parent process waits for Redis: as long it hears nothing else.
+PATIENCE = 2.0
+
+
+class NodeDesk:
+    """Blocking, for the main thread of the parent process."""
+
+    def __init__(self, app: Celery, config: ConductorConfig, addresses: Addresses, spec: NodeSpec) -> None:
+        self._app = app
+        self._spec = spec
+        self._loop = asyncio.new_event_loop()
+        self._state = RedisStateManager(
+            addresses.redis_url,
+            key_prefix=config.redis.key_prefix,
+            connect_timeout=PATIENCE,
+            reply_timeout=PATIENCE,
+            retry_seconds=PATIENCE,
+        )
+
+    def touch(self, agent_id: str) -> bool:
+        """Stamp an agent's state with the present time; False while there is no state."""
+        try:
+            self._run(self._state.update_agent_state(agent_id, last_heartbeat=utc_now()))
+        except StateError as error:
+            if error.error_code == "STATE_NOT_FOUND":
+                return False
+            raise
+        return True
+
+    def time_out(self, request: NodeRequest, seconds: float) -> TaskFailed:
+        """File the end of a task that its child cannot end, answer who asked, and give Celery's exception."""
+        if request.run_by_agent is None:
+            return self._time_out_task(request, seconds)
+        return self._time_out_message(request, request.run_by_agent, seconds)
+
+    def _time_out_task(self, request: NodeRequest, seconds: float) -> TaskFailed:
+        task = TaskDefinition.model_validate(request.args[0])
+        agent_id = self._spec.agent_for(request.delivery_info["routing_key"], task.assigned_to).agent_id
+        result = timed_out(task.task_id, agent_id, seconds)
+        self._save(result)
+        return failed(result.error_message or "", result.model_dump(mode="json"), None)
+
+    def _time_out_message(self, request: NodeRequest, agent_id: str, seconds: float) -> TaskFailed:
+        message = AgentMessage.model_validate(request.args[0])
+        response = timeout_response(message, agent_id, seconds)
+        if task_id := assigned_task_id(message):
+            self._save(timed_out(task_id, agent_id, seconds))
+        if reply_to := request.kwargs.get("reply_to"):
+            self._reply(response, reply_to)
+        return failed(response.payload["error_message"], response.model_dump(mode="json"), None)
+
+    def _save(self, result: TaskResult) -> None:
+        try:
+            self._run(self._state.save_task_result(result))
+        except (StateError, TimeoutError):
+            logger.exception("The result of task %s could not be saved", result.task_id)
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(self._connected(call))
+
+    async def _connected(self, call: Coroutine[Any, Any, T]) -> T:
+        if not self._state.is_connected:
+            try:
+                await self._state.connect()
+            except BaseException:
+                call.close()
+                raise
+        return await asyncio.wait_for(call, PATIENCE)
+
+    def _reply(self, response: AgentMessage, reply_to: str) -> None:
+        try:
+            with self._app.producer_or_acquire() as producer:
+                exchange = topology.replies_exchange(producer.connection.transport.driver_type)
+                producer.publish(
+                    response.model_dump_json(),
+                    exchange=exchange,
+                    routing_key=reply_to,
+                    declare=[exchange],
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                    correlation_id=response.correlation_id,
+                )
+        except Exception:
+            logger.exception("The answer to %s could not be sent", response.correlation_id)

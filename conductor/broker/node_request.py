@@ -1,0 +1,94 @@
+"""A task on its way through the parent process of a node."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from celery.worker.request import Request, task_ready
+
+from conductor.broker.node_runner import CANCEL_SIGNAL
+
+if TYPE_CHECKING:
+    from billiard.einfo import ExceptionInfo
+
+    from conductor.broker.node import NodeWorker
+
+logger = logging.getLogger(__name__)
+
+
+class NodeRequest(Request):  # type: ignore[misc]
+    """Celery's request with two more ends: a time limit gives a TaskResult, and a task can be cancelled."""
+
+    _cancelled = False
+
+    @property
+    def node(self) -> NodeWorker:
+        """The node this process is the parent of."""
+        return self._app.node  # type: ignore[no-any-return]
+
+    @property
+    def run(self) -> str | None:
+        """Which run of the task this is; None for a request to an agent."""
+        run = self._kwargs.get("run")
+        return run if isinstance(run, str) else None
+
+    @property
+    def run_by_agent(self) -> str | None:
+        """The agent that was asked; None for a dispatched task."""
+        agent_id = self._kwargs.get("agent_id")
+        return agent_id if isinstance(agent_id, str) else None
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """End a task that went on after its soft limit; its process is killed next, by the pool."""
+        if soft or self._cancelled:
+            super().on_timeout(soft, timeout)
+            return
+        task_ready(self)
+        seconds = self.time_limits[1] or timeout
+        logger.error("%s[%s] timed out after %s s and ignored it", self.name, self.id, seconds)
+        try:
+            self._file_timeout(float(seconds))
+        finally:
+            self.acknowledge()
+
+    def on_failure(
+        self,
+        exc_info: ExceptionInfo,
+        send_failed_event: bool = True,
+        return_ok: bool = False,
+    ) -> None:
+        """Also end a task that was cancelled while it ran."""
+        if self._cancelled and not self._already_revoked:
+            self._announce_revoked("cancelled", terminated=True, signum=str(CANCEL_SIGNAL), expired=False)
+            return
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def cancel_run(self, pool: Any, grace: float, call_later: Any) -> None:
+        """Have the agent's coroutine cancelled, and its process killed if that takes over `grace` seconds."""
+        if self._cancelled:
+            return
+        self._cancelled = True
+        if self.worker_pid:
+            os.kill(self.worker_pid, CANCEL_SIGNAL)
+        call_later(grace, self._kill_if_running, (pool,))
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Also pass on what was cancelled on its way to the child."""
+        super().on_accepted(pid, time_accepted)
+        if self._cancelled:
+            os.kill(pid, CANCEL_SIGNAL)
+
+    def _kill_if_running(self, pool: Any) -> None:
+        job = self._apply_result and self._apply_result()
+        if job is not None and not job.ready():
+            logger.warning("%s[%s] ignores that it was cancelled: killing its process", self.name, self.id)
+            self.terminate(pool, "KILL")
+
+    def _file_timeout(self, seconds: float) -> None:
+        error = self.node.desk.time_out(self, seconds)
+        self.task.backend.mark_as_failure(
+            self.id, error, request=self._context, store_result=self.store_errors
+        )
+        self.send_event("task-failed", exception=repr(error), traceback=None)

@@ -1,0 +1,12 @@
+-- Files a task as PENDING before it is sent, unless an earlier run of it has not ended.
+-- KEYS: record. ARGV: the PENDING record, its life in seconds.
+-- Answers nothing when filed, else the record that is in the way.
+local known = redis.call('GET', KEYS[1])
+if known then
+    local status = cjson.decode(known)['status']
+    if status ~= 'SUCCESS' and status ~= 'FAILURE' and status ~= 'REVOKED' then
+        return known
+    end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return false

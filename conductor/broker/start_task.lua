@@ -1,0 +1,23 @@
+-- Files a task as STARTED unless this very run of it has ended already: finished before a redelivery, or
+-- cancelled while it waited.
+-- KEYS: record. ARGV: id of the run, the STARTED record (flat, no lists), its life in seconds.
+-- Answers {0, how often the run was started} when filed, else {1, the record of the end}.
+local known = redis.call('GET', KEYS[1])
+local attempts = 1
+if known then
+    local record = cjson.decode(known)
+    local status = record['status']
+    local kwargs = record['kwargs']
+    if type(kwargs) == 'table' and kwargs['run'] == ARGV[1] then
+        if status == 'SUCCESS' or status == 'FAILURE' or status == 'REVOKED' then
+            return {1, known}
+        end
+        attempts = (tonumber(record['attempts']) or 0) + 1
+    end
+end
+local started = cjson.decode(ARGV[2])
+started['attempts'] = attempts
+local text = cjson.encode(started)
+redis.call('SET', KEYS[1], text, 'EX', ARGV[3])
+redis.call('PUBLISH', KEYS[1], text)
+return {0, attempts}

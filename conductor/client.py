@@ -1,0 +1,277 @@
+"""`Conductor`, the one object most programs need: bus, state, and tasks for agents on Celery nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Self
+
+from celery import states
+
+from conductor.broker.addresses import Addresses, find_addresses
+from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
+from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.results import cancelled
+from conductor.core.config import ConductorConfig, load_config
+from conductor.core.enums import AgentStatus, TaskStatus
+from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
+from conductor.core.fields import utc_now
+from conductor.store.embedded import EmbeddedServer
+from conductor.store.redis_state import RedisStateManager
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from conductor.broker.result_listener import FollowedTask
+    from conductor.core.models import TaskDefinition, TaskResult
+    from conductor.core.state import AgentState
+    from conductor.orchestration.message_bus import MessageBus
+    from conductor.orchestration.state_manager import StateManager
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which `dispatch_task` looks whether an agent is still there.
+LOOK_INTERVAL = 5.0
+#: Seconds an agent may miss beyond three heartbeats before it counts as gone.
+HEARTBEAT_SLACK = 5.0
+
+_STATUS = {states.PENDING: TaskStatus.PENDING, states.RETRY: TaskStatus.PENDING}
+
+
+class TaskHandle:
+    """A dispatched task; belongs to the event loop of its Conductor."""
+
+    def __init__(self, conductor: Conductor, followed: FollowedTask, run: str) -> None:
+        self._conductor = conductor
+        self._followed = followed
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.task_id} {self.status().value}>"
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task."""
+        return self._followed.task_id
+
+    def status(self) -> TaskStatus:
+        """Tell what is known now: nodes announce every change."""
+        ended = self._followed.ended
+        if ended.done() and not ended.cancelled() and ended.exception() is None:
+            return ended.result().status
+        return _STATUS.get(self._followed.state, TaskStatus.IN_PROGRESS)
+
+    async def result(self, timeout: float | None = None) -> TaskResult:
+        """Wait for the result, of whatever status; a cancelled task is SKIPPED.
+
+        After `timeout` seconds: ConductorError, code TASK_TIMEOUT. The task goes on, and may be waited for
+        again.
+        """
+        ended = self._followed.ended
+        await asyncio.wait({ended}, timeout=timeout)
+        if ended.done():
+            return ended.result()
+        raise ConductorError(
+            f"Task {self.task_id} has not ended within {timeout:g} s: it is {self.status().value} and goes "
+            "on.",
+            "TASK_TIMEOUT",
+            {"task_id": self.task_id, "timeout_seconds": timeout, "status": self.status().value},
+        )
+
+    async def cancel(self) -> bool:
+        """Cancel the task, also while it runs; False if it has ended before.
+
+        Returns when it is asked for: the result tells when it is done, or that the task was quicker.
+        """
+        return await self._conductor.cancel_task(self.task_id, self._run)
+
+
+class Conductor:
+    """Connects to the configured servers; `async with Conductor() as conductor`.
+
+    With nothing configured it uses the embedded server that runs in `config.data_dir`, or else starts one for
+    its own lifetime. It has the `dispatch_task` that a WorkflowEngine needs.
+    """
+
+    def __init__(self, config: ConductorConfig | None = None) -> None:
+        self._config = config or load_config()
+        self._embedded: EmbeddedServer | None = None
+        self._addresses: Addresses | None = None
+        self._parts: _Parts | None = None
+
+    @property
+    def config(self) -> ConductorConfig:
+        """The configuration."""
+        return self._config
+
+    @property
+    def addresses(self) -> Addresses:
+        """The servers in use; ConductorError, code NOT_CONNECTED, before connecting."""
+        return self._open("look at its addresses").addresses
+
+    @property
+    def bus(self) -> MessageBus:
+        """The message bus; ConductorError, code NOT_CONNECTED, before connecting."""
+        return self._open("use its bus").bus
+
+    @property
+    def state(self) -> StateManager:
+        """The state manager; ConductorError, code NOT_CONNECTED, before connecting."""
+        return self._open("use its state").state
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.disconnect()
+
+    async def connect(self) -> None:
+        """Connect; does nothing when connected."""
+        if self._parts is not None:
+            return
+        try:
+            addresses = await self._find_servers()
+            parts = _Parts(self._config, addresses)
+            await parts.open()
+        except BaseException:
+            await self._stop_embedded()
+            raise
+        self._parts = parts
+
+    async def disconnect(self) -> None:
+        """Disconnect, leaving what was dispatched to the nodes; does nothing when not connected."""
+        parts, self._parts = self._parts, None
+        try:
+            if parts is not None:
+                await parts.close()
+        finally:
+            await self._stop_embedded()
+
+    async def dispatch(self, task: TaskDefinition, agent_id: str | None = None) -> TaskHandle:
+        """Send a task to an agent, or to whichever agent of type `task.assigned_to` is free first.
+
+        Returns when the broker has it. A task id may be used again when its earlier run has ended.
+        Raises AgentError, code NO_AGENT_TYPE (neither agent nor type) or TASK_ALREADY_DISPATCHED (an earlier
+        run has not ended), and MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        followed, run = await self._open("dispatch a task").dispatcher.dispatch(task, agent_id)
+        return TaskHandle(self, followed, run)
+
+    async def handle(self, task_id: str) -> TaskHandle:
+        """Get hold of a task that was dispatched before, also by another process.
+
+        Raises AgentError, code TASK_NOT_FOUND, when nothing is known of it.
+        """
+        followed, run = await self._open("look for a task").dispatcher.attach(task_id)
+        return TaskHandle(self, followed, run)
+
+    async def cancel_task(self, task_id: str, run: str = "") -> bool:
+        """Cancel a task, or only the given run of it; False if it has ended or is unknown."""
+        parts = self._open("cancel a task")
+        status = await parts.dispatcher.cancel(task_id, run)
+        if status == CANCELLED:
+            await parts.state.save_task_result(cancelled(task_id, "unassigned"))
+        return status != UNKNOWN and status not in states.READY_STATES
+
+    async def dispatch_task(self, task: TaskDefinition, agent_timeout: float = 30.0) -> TaskResult:
+        """Have a task done, and cancel it when this coroutine is cancelled.
+
+        Raises AgentError, code NO_AVAILABLE_AGENT, when for `agent_timeout` seconds there is no living agent
+        of the type, and what `dispatch` raises.
+        """
+        if task.assigned_to is not None:
+            await self._require_agent(task, agent_timeout)
+        handle = await self.dispatch(task)
+        try:
+            while True:
+                try:
+                    return await handle.result(LOOK_INTERVAL)
+                except ConductorError as error:
+                    if error.error_code != "TASK_TIMEOUT":
+                        raise
+                    await self._require_agent(task, agent_timeout)
+        except BaseException:
+            await asyncio.shield(handle.cancel())
+            raise
+
+    async def living_agents(self, agent_type: str | None = None) -> list[AgentState]:
+        """List the agents whose nodes have sent a heartbeat lately."""
+        limit = 3 * self._config.node.heartbeat_interval + HEARTBEAT_SLACK
+        known = await self.state.list_agent_states(agent_type=agent_type)
+        return [agent for agent in known if _lives(agent, limit)]
+
+    async def _require_agent(self, task: TaskDefinition, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not await self.living_agents(task.assigned_to):
+            if loop.time() >= deadline:
+                kind = task.assigned_to.value if task.assigned_to else "any"
+                raise AgentError(
+                    f"No agent of type {kind} is running to do task {task.name!r}: start one with "
+                    f"'celery -A workers worker --agent {kind}', or with 'conductor up'.",
+                    "",
+                    task.task_id,
+                    "NO_AVAILABLE_AGENT",
+                )
+            await asyncio.sleep(0.2)
+
+    def _open(self, wish: str) -> _Parts:
+        if self._parts is None:
+            raise ConductorError(
+                f"Cannot {wish}: this Conductor is not connected. Use 'async with Conductor() as conductor'.",
+                "NOT_CONNECTED",
+            )
+        return self._parts
+
+    async def _find_servers(self) -> Addresses:
+        try:
+            return await asyncio.to_thread(find_addresses, self._config)
+        except ConfigurationError as error:
+            if error.error_code not in ("NO_BROKER", "NO_REDIS"):
+                raise
+        self._embedded = EmbeddedServer(self._config.data_dir)
+        await asyncio.to_thread(self._embedded.start)
+        return await asyncio.to_thread(find_addresses, self._config)
+
+    async def _stop_embedded(self) -> None:
+        embedded, self._embedded = self._embedded, None
+        if embedded is not None:
+            await asyncio.to_thread(embedded.stop)
+
+
+class _Parts:
+    """What a connected Conductor consists of."""
+
+    def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
+        self.addresses = addresses
+        self.bus = KombuMessageBus(
+            addresses.broker_url,
+            buffer_size=config.bus.buffer_size,
+            publish_timeout=config.bus.publish_timeout,
+            connect_timeout=config.bus.connect_timeout,
+        )
+        self.state = RedisStateManager(addresses.redis_url, key_prefix=config.redis.key_prefix)
+        self.dispatcher = Dispatcher(config, addresses)
+
+    async def open(self) -> None:
+        try:
+            await self.bus.connect()
+            await self.state.connect()
+            await self.dispatcher.open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self.dispatcher.close()
+        await self.state.disconnect()
+        await self.bus.disconnect()
+
+
+def _lives(agent: AgentState, limit: float) -> bool:
+    if agent.last_heartbeat is None or agent.status in (AgentStatus.CANCELLED, AgentStatus.FAILED):
+        return False
+    return (utc_now() - agent.last_heartbeat).total_seconds() < limit

@@ -1,0 +1,112 @@
+"""Nodes that the tests of one broker share."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pytest_celery import CeleryTestSetup
+
+from conductor.broker.addresses import Addresses
+from conductor.client import Conductor
+from conductor.core.enums import AgentType
+from conductor.core.models import TaskDefinition
+from tests.support import rabbitmq
+from tests.support.nodes import AgentNode, Farm
+
+#: Short, so that what a killed node held is back soon.
+SETTINGS = {
+    "CONDUCTOR_WORK__VISIBILITY_TIMEOUT": "3",
+    "CONDUCTOR_WORK__TOUCH_INTERVAL": "0.5",
+    "CONDUCTOR_WORK__RESTORE_INTERVAL": "0.5",
+    "CONDUCTOR_WORK__HARD_LIMIT_GRACE": "1.5",
+    "CONDUCTOR_NODE__HEARTBEAT_INTERVAL": "0.5",
+}
+
+
+@pytest.fixture(scope="package", params=["valkey", "rabbitmq"])
+def farm(
+    request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Farm]:
+    """Nodes on one kind of broker, in a database and a virtual host of their own; results are in Valkey."""
+    server = valkey_url.rpartition("/")[0]
+    with contextlib.ExitStack() as stack:
+        if request.param == "valkey":
+            addresses = Addresses(f"{server}/7", f"{server}/7")
+        else:
+            request.getfixturevalue("rabbitmq_url")  # skips, or fails, where there is none
+            addresses = Addresses(stack.enter_context(rabbitmq.virtual_host()), f"{server}/8")
+        farm = Farm(addresses, tmp_path_factory.mktemp(f"nodes-{request.param}"), SETTINGS)
+        stack.callback(farm.teardown)
+        yield farm
+
+
+@pytest.fixture(scope="package")
+def shared(farm: Farm) -> CeleryTestSetup:
+    """Two agents of type CODING and one of type DEVOPS, which no test ends."""
+    return farm.setup(farm.start("ObedientAgent"), farm.start("ObedientAgent"), farm.start("DevOpsProbe"))
+
+
+@pytest.fixture
+def agent(shared: CeleryTestSetup) -> AgentNode:
+    """The first node of type CODING."""
+    node = shared.worker_cluster[0]
+    assert isinstance(node, AgentNode)
+    return node
+
+
+@pytest.fixture
+def other(shared: CeleryTestSetup) -> AgentNode:
+    """The second node of type CODING."""
+    node = shared.worker_cluster[1]
+    assert isinstance(node, AgentNode)
+    return node
+
+
+@pytest.fixture
+def devops(shared: CeleryTestSetup) -> AgentNode:
+    """The node of type DEVOPS."""
+    node = shared.worker_cluster[2]
+    assert isinstance(node, AgentNode)
+    return node
+
+
+@pytest.fixture
+async def conductor(farm: Farm) -> AsyncIterator[Conductor]:
+    """A client of the farm."""
+    async with Conductor(farm.config) as conductor:
+        yield conductor
+
+
+@pytest.fixture
+def starting(farm: Farm) -> Iterator[Callable[..., AgentNode]]:
+    """Start nodes that end with the test."""
+    started: list[AgentNode] = []
+
+    def start(agent: str, agent_id: str | None = None) -> AgentNode:
+        node = farm.start(agent, agent_id)
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        node.teardown()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show what the nodes printed when a test fails."""
+    outcome = yield
+    report = outcome.get_result()
+    farm = getattr(item, "funcargs", {}).get("farm")
+    if report.when == "call" and report.failed and isinstance(farm, Farm):
+        report.sections.append(("logs of the nodes", farm.logs()[-20000:]))
+
+
+def task(
+    do: str = "echo", assigned_to: AgentType | None = AgentType.CODING, **orders: object
+) -> TaskDefinition:
+    """Make a task for an obedient agent."""
+    timeout = orders.pop("timeout", 60)
+    data = {"do": do, **{name: str(v) if isinstance(v, Path) else v for name, v in orders.items()}}
+    return TaskDefinition(name=f"to {do}", assigned_to=assigned_to, input_data=data, timeout_seconds=timeout)
