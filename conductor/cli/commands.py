@@ -1,0 +1,247 @@
+"""The commands and their options; what they do is elsewhere."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from conductor.cli.execution import Settings, checked, execute
+from conductor.cli.output import Output
+from conductor.cli.values import absolute_paths, parse_object, parse_pairs
+from conductor.core.config import load_config
+from conductor.core.enums import AgentType, MessageType, Priority
+from conductor.core.messages import AgentMessage
+from conductor.core.models import TaskDefinition
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Durable work for asyncio agents on Celery, Redis and RabbitMQ. "
+    "Exit codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted.",
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Write JSON to standard output, the rest to standard error.")
+]
+Type = Annotated[MessageType, typer.Option("--type", "-t", help="The message's type.")]
+Payload = Annotated[
+    str, typer.Option(help="The message's payload, a JSON object; - reads it from standard input.")
+]
+Sender = Annotated[str, typer.Option(help="Who sends it.")]
+Recipient = Annotated[
+    str | None, typer.Option(help="The id of who it is for; nobody in particular by default.")
+]
+Correlation = Annotated[str | None, typer.Option(help="The correlation id, which answers carry too.")]
+Urgency = Annotated[Priority, typer.Option(help="How urgent it is.")]
+Channel = Annotated[str, typer.Argument(help="For example conductor:broadcast or conductor:agent:coding-1.")]
+
+
+def _complete_agents(incomplete: str) -> list[str]:
+    return [kind.value for kind in AgentType if kind.value.startswith(incomplete)]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"conductor {metadata.version('conductorai')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The configuration file; default: ./conductor.yaml.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show logs, also of nodes, and stack traces.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Keep what is said before the command's name."""
+    context.obj = Settings(config, verbose)
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    agents: Annotated[
+        str,
+        typer.Option(
+            help="Agents to start, with commas: names, or package.module:Class. Default: all there are.",
+            autocompletion=_complete_agents,
+        ),
+    ] = "",
+    count: Annotated[int, typer.Option(min=1, max=64, help="How many of each.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Start agent nodes, and a server if none is configured; Ctrl-C stops all."""
+    from conductor.cli.serving import Service
+
+    chosen = [name.strip() for name in agents.split(",") if name.strip()]
+    settings: Settings = context.obj
+    output = Output(as_json=as_json)
+    execute(
+        settings,
+        lambda config: Service(config, chosen, count, output, verbose=settings.verbose).run(),
+        ends_with_signal=True,
+    )
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    workflow: Annotated[Path, typer.Argument(help="The workflow, a YAML file.")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a variable of the workflow; may be repeated."),
+    ] = None,
+    stop_on_failure: Annotated[
+        bool, typer.Option("--stop-on-failure", help="Do nothing more after a task that failed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a workflow; starts what is missing for as long as it runs."""
+    from conductor.cli.running import WorkflowRun
+    from conductor.cli.workflow_file import load_workflow
+
+    settings: Settings = context.obj
+    given = parse_pairs(pairs or [], "--set")
+    config = checked(settings, lambda: load_config(settings.config_file))
+    loaded = checked(settings, lambda: load_workflow(workflow, given, config.data_dir / "workspaces"))
+    output = Output(as_json=as_json)
+    execute(
+        settings,
+        lambda config: WorkflowRun(
+            config, loaded, output, verbose=settings.verbose, stop_on_failure=stop_on_failure
+        ).run(),
+    )
+
+
+@app.command()
+def dispatch(
+    context: typer.Context,
+    agent_type: Annotated[
+        AgentType | None, typer.Option("--type", "-t", help="For any agent of a type.")
+    ] = None,
+    agent: Annotated[str | None, typer.Option("--agent", "-a", metavar="ID", help="For one agent.")] = None,
+    name: Annotated[str | None, typer.Option(help="The task's name.")] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="KEY=VALUE", help="Input for the task; may be repeated."),
+    ] = None,
+    input_json: Annotated[
+        str, typer.Option(metavar="JSON", help="Input for the task, a JSON object.")
+    ] = "{}",
+    timeout: Annotated[int, typer.Option(min=1, max=3600, help="Seconds the task may take.")] = 120,
+    priority: Urgency = Priority.MEDIUM,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Queue the task and leave.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give one task to an agent that runs, and wait for its result."""
+    from conductor.cli import talking
+
+    if agent_type is None and agent is None:
+        raise typer.BadParameter("say for whom the task is: --type TYPE or --agent ID", param_hint="--type")
+    data = parse_object(input_json, "--input-json") | parse_pairs(pairs or [], "--input")
+    task = TaskDefinition(
+        name=name or f"{agent_type or agent} task",
+        assigned_to=agent_type,
+        priority=priority,
+        input_data=absolute_paths(data, Path.cwd()),
+        timeout_seconds=timeout,
+    )
+    output = Output(as_json=as_json)
+    execute(context.obj, lambda config: talking.dispatch(config, output, task, agent, wait=not no_wait))
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    channel: Channel,
+    message_type: Type = MessageType.STATUS_UPDATE,
+    payload: Payload = "{}",
+    sender: Sender = "cli",
+    recipient: Recipient = None,
+    correlation_id: Correlation = None,
+    priority: Urgency = Priority.MEDIUM,
+    ttl: Annotated[int | None, typer.Option(min=1, help="Seconds after which nobody shall get it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Publish a message to everyone who listens."""
+    from conductor.cli import talking
+
+    message = _message(
+        payload,
+        message_type=message_type,
+        sender_id=sender,
+        recipient_id=recipient,
+        correlation_id=correlation_id,
+        priority=priority,
+        ttl_seconds=ttl,
+    )
+    execute(context.obj, lambda config: talking.publish(config, Output(as_json=as_json), channel, message))
+
+
+@app.command()
+def request(
+    context: typer.Context,
+    channel: Channel,
+    message_type: Type = MessageType.TASK_ASSIGNMENT,
+    payload: Payload = "{}",
+    sender: Sender = "cli",
+    recipient: Recipient = None,
+    correlation_id: Correlation = None,
+    priority: Urgency = Priority.MEDIUM,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Send a message and show the answer."""
+    from conductor.cli import talking
+
+    message = _message(
+        payload,
+        message_type=message_type,
+        sender_id=sender,
+        recipient_id=recipient,
+        correlation_id=correlation_id,
+        priority=priority,
+    )
+    output = Output(as_json=as_json)
+    execute(context.obj, lambda config: talking.request(config, output, channel, message, timeout))
+
+
+@app.command()
+def listen(
+    context: typer.Context,
+    patterns: Annotated[
+        list[str], typer.Argument(help="Channels; * stands for any characters: 'conductor:*'.")
+    ],
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="End after so many seconds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show messages as they come, with --json one a line; Ctrl-C ends it."""
+    from conductor.cli import talking
+
+    output = Output(as_json=as_json)
+    execute(
+        context.obj,
+        lambda config: talking.listen(config, output, patterns, count, timeout),
+        ends_with_signal=True,
+    )
+
+
+def _message(payload: str, **fields: Any) -> AgentMessage:
+    text = sys.stdin.read() if payload == "-" else payload
+    try:
+        return AgentMessage(payload=parse_object(text, "--payload"), **fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = f"--{str(problem['loc'][0]).removesuffix('_id')}"
+        raise typer.BadParameter(f"{problem['input']!r}: {problem['msg']}", param_hint=option) from None

@@ -1,0 +1,156 @@
+"""One agent node, a Celery worker, as a child process that cannot outlive us."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from conductor.broker.addresses import Addresses
+from conductor.core.config import ConductorConfig
+from conductor.core.fields import utc_now
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+GUARD = Path(__file__).with_name("_node_guard.py")
+GRACE_SECONDS = 10.0
+LOG_LIMIT = 10 * 1024 * 1024
+LOG_TAIL = 4000
+
+Echo = Callable[[str], None]
+
+
+def node_environment(config: ConductorConfig, addresses: Addresses, agent: str) -> dict[str, str]:
+    """The environment that gives a node exactly our configuration, wherever ours came from.
+
+    The working directory is on the path of a node whose agent is named as package.module:Class, and of
+    no other: a directory `workers` of the user's must not be taken for ours.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
+    node = config.node.model_copy(update={"agent": None, "agent_id": None})
+    redis = config.redis.model_copy(update={"url": addresses.redis_url})
+    env["CONDUCTOR_BROKER_URL"] = addresses.broker_url
+    env["CONDUCTOR_REDIS"] = redis.model_dump_json()
+    env["CONDUCTOR_DATA_DIR"] = str(config.data_dir.absolute())
+    env["CONDUCTOR_LOG_LEVEL"] = config.log_level
+    env["CONDUCTOR_BUS"] = config.bus.model_dump_json()
+    env["CONDUCTOR_WORK"] = config.work.model_dump_json()
+    env["CONDUCTOR_NODE"] = node.model_dump_json(exclude_none=True)
+    if ":" in agent:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), env.get("PYTHONPATH", "")]))
+    return env
+
+
+class NodeProcess:
+    """A node and the log it writes; belongs to one event loop."""
+
+    def __init__(
+        self,
+        agent: str,
+        agent_id: str,
+        config: ConductorConfig,
+        addresses: Addresses,
+        echo: Echo | None = None,
+    ) -> None:
+        self.agent = agent
+        self.agent_id = agent_id
+        self.log = config.data_dir.absolute() / "logs" / f"{agent_id}.log"
+        self.started_at: datetime | None = None
+        self._config = config
+        self._env = node_environment(config, addresses, agent)
+        self._echo = echo
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
+        self._copying: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start the process; it is ready when its agent's heartbeat is filed."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with _open_log(self.log) as log:
+            self._log_start = log.tell()
+            self.started_at = utc_now()
+            self._process = await asyncio.create_subprocess_exec(
+                *[sys.executable, "-I", "-S", str(GUARD), str(GRACE_SECONDS)],
+                *[sys.executable, "-m", "celery", "-A", "workers", "worker"],
+                *["--agent", self.agent, "-n", f"{self.agent_id}@%h", "--loglevel", self._config.log_level],
+                cwd=self._config.data_dir,
+                env=self._env,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log if self._echo is None else asyncio.subprocess.PIPE,
+                stderr=log if self._echo is None else asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if self._echo is not None:
+            self._copying = asyncio.create_task(self._copy_output(self._process.stdout, self._echo))
+
+    async def wait(self) -> int:
+        """Wait for the end of the process and give its exit code, 128 + n where signal n ended it."""
+        assert self._process is not None
+        code = await self._process.wait()
+        if self._copying is not None:
+            await self._copying
+        return code
+
+    async def stop(self) -> None:
+        """Let the node finish its task for up to GRACE_SECONDS, then kill it; cancelled, kill it at once."""
+        if self._process is None:
+            return
+        try:
+            self._tell(b"e")
+            await self.wait()
+        except asyncio.CancelledError:
+            self._tell(b"k")
+            await self.wait()
+            raise
+
+    def last_words(self) -> str:
+        """The end of what this start of the node logged."""
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            log.seek(max(self._log_start, self.log.stat().st_size - LOG_TAIL))
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+            return "\n".join(lines[-8:])
+        return ""
+
+    def _tell(self, word: bytes) -> None:
+        stdin: Any = self._process.stdin if self._process else None
+        with contextlib.suppress(OSError, RuntimeError):
+            stdin.write(word)
+
+    async def _copy_output(self, output: asyncio.StreamReader | None, echo: Echo) -> None:
+        assert output is not None
+        with _open_log(self.log) as log:
+            async for line in _lines(output):
+                log.write(line)
+                log.flush()
+                echo(f"[{self.agent_id}] {line.decode('utf-8', 'replace').rstrip()}")
+
+
+async def _lines(output: asyncio.StreamReader) -> Any:
+    while True:
+        try:
+            line = await output.readuntil(b"\n")
+        except asyncio.IncompleteReadError as end:
+            line = end.partial
+        except asyncio.LimitOverrunError as long:
+            line = await output.readexactly(long.consumed)
+        if not line:
+            return
+        yield line
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """Open a log for appending; one that has grown too large is put aside."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_LIMIT:
+            path.replace(path.with_suffix(".log.1"))
+    log = path.open("ab")
+    log.seek(0, os.SEEK_END)
+    return log

@@ -1,0 +1,78 @@
+"""What the commands write: for a person, or JSON for a program."""
+
+import json
+import logging
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+ERROR_STYLE, NOTE_STYLE = "bold red", "dim"
+
+
+class Output:
+    """A person reads standard output, unless a program does: then it gets JSON there, the person the rest."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.human = _console(sys.stderr if as_json else sys.stdout)
+        self._notes = _console(sys.stderr)
+
+    def say(self, text: str | Text = "") -> None:
+        """Write a line for a person."""
+        self.human.print(text, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Write a line about what goes on, to standard error."""
+        self._notes.print(Text(text, NOTE_STYLE), soft_wrap=True)
+
+    def emit(self, data: Any, *, indent: int | None = None) -> None:
+        """Write JSON for a program, in one line unless indented; nothing where a person reads."""
+        if self.as_json:
+            write_json(data, indent=indent)
+
+
+def write_json(data: Any, *, indent: int | None = None) -> None:
+    """Write JSON to standard output at once."""
+    sys.stdout.write(json.dumps(data, indent=indent) + "\n")
+    sys.stdout.flush()
+
+
+def complain(message: str) -> None:
+    """Say what went wrong, to standard error."""
+    first, _, rest = message.partition("\n")
+    console = _console(sys.stderr)
+    console.print(Text.assemble(("error: ", ERROR_STYLE), first), soft_wrap=True)
+    if rest:
+        console.print(rest, soft_wrap=True)
+
+
+def configure_logging(level: str, *, verbose: bool) -> None:
+    """Send log records to standard error: with -v all of `level` with their stack traces, else warnings."""
+    handler = _ToStandardError()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s") if verbose else _OneLine()
+    )
+    logging.basicConfig(level=level if verbose else "WARNING", handlers=[handler], force=True)
+    # It logs the failure of every task, which the commands report themselves.
+    logging.getLogger("conductor.orchestration.workflow_engine").disabled = not verbose
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+class _ToStandardError(logging.Handler):
+    """Looks up standard error for every record: a live table replaces it for its time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001 - as logging.StreamHandler does
+            self.handleError(record)
+
+
+def _console(file: TextIO) -> Console:
+    return Console(file=file, markup=False, emoji=False, highlight=False)

@@ -1,0 +1,101 @@
+"""`conductor up`: servers and agent nodes until a signal comes."""
+
+import asyncio
+import importlib
+from collections.abc import Sequence
+
+from conductor.broker.node_spec import find_agent
+from conductor.cli.fleet import Fleet
+from conductor.cli.node_process import NodeProcess
+from conductor.cli.output import Output
+from conductor.cli.servers import embedded_if_needed, free_ids, keep_running, names
+from conductor.client import Conductor
+from conductor.core.config import ConductorConfig, mask_url
+from conductor.store.embedded import EmbeddedServer
+
+
+class Service:
+    """The servers and nodes of one `conductor up`."""
+
+    def __init__(
+        self,
+        config: ConductorConfig,
+        agents: Sequence[str],
+        count: int,
+        output: Output,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        self._config = config
+        self._agents = agents
+        self._count = count
+        self._output = output
+        self._verbose = verbose
+
+    async def run(self) -> int:
+        """Start everything, say how to reach it, and serve until cancelled."""
+        agents = _known(self._agents)
+        async with embedded_if_needed(self._config) as server, Conductor(self._config) as conductor:
+            self._say_addresses(conductor, server)
+            try:
+                async with Fleet(
+                    conductor, self._on_node, self._output.note if self._verbose else None
+                ) as fleet:
+                    taken = names(await conductor.living_agents())
+                    pairs = [
+                        (agent, name) for agent in agents for name in free_ids(agent, self._count, taken)
+                    ]
+                    await fleet.start(pairs)
+                    self._say_ready(conductor, fleet)
+                    await _until_cancelled(server)
+            finally:
+                self._output.say("stopping")
+                self._output.emit({"event": "stopping"})
+        return 0
+
+    def _say_addresses(self, conductor: Conductor, server: EmbeddedServer | None) -> None:
+        broker, redis = (mask_url(url) for url in _urls(conductor))
+        kind = f"embedded, data in {self._config.data_dir}" if server else "running already"
+        self._output.say(f"broker  {broker}  ({kind})" if server else f"broker  {broker}")
+        if redis != broker:
+            self._output.say(f"redis   {redis}")
+        self._output.say(f"logs    {self._config.data_dir.absolute() / 'logs'}")
+
+    def _say_ready(self, conductor: Conductor, fleet: Fleet) -> None:
+        broker, redis = (mask_url(url) for url in _urls(conductor))
+        self._output.say()
+        self._output.say("Ready. In another terminal:")
+        self._output.say("  conductor run WORKFLOW.yaml")
+        self._output.say(f"  conductor request conductor:agent:{fleet.agent_ids[0]} ...")
+        self._output.say("  conductor listen 'conductor:*'")
+        self._output.say(f"From a program: CONDUCTOR_BROKER_URL={broker} CONDUCTOR_REDIS__URL={redis}")
+        self._output.say("Ctrl-C stops all.")
+        self._output.emit(
+            {"event": "ready", "broker_url": broker, "redis_url": redis, "agents": fleet.agent_ids}
+        )
+
+    def _on_node(self, event: str, node: NodeProcess, sentence: str) -> None:
+        if event == "ready":
+            self._output.say(f"agent   {sentence}")
+        else:
+            self._output.note(sentence)
+        self._output.emit({"event": f"agent_{event}", "agent_id": node.agent_id, "message": sentence})
+
+
+async def _until_cancelled(server: EmbeddedServer | None) -> None:
+    if server is not None:
+        await keep_running(server)
+    await asyncio.Event().wait()
+
+
+def _urls(conductor: Conductor) -> tuple[str, str]:
+    return conductor.addresses.broker_url, conductor.addresses.redis_url
+
+
+def _known(agents: Sequence[str]) -> list[str]:
+    """All agents there are, or those named; ConfigurationError, code UNKNOWN_AGENT, for a wrong name."""
+    # By name: `workers` stands above this package, and a deployment may bring its own.
+    known = importlib.import_module("workers.agents").AGENTS
+    for agent in agents:
+        find_agent(agent, known)
+    return list(agents or known)

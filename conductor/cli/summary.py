@@ -1,0 +1,79 @@
+"""What came of a task, in a few words."""
+
+from typing import Any
+
+from conductor.core.enums import AgentType, TaskStatus
+from conductor.core.models import TaskResult
+
+FINDINGS_SHOWN = 5
+
+
+def headline(agent_type: AgentType | None, result: TaskResult) -> str:
+    """One line: what the agent did or found, or why it did not."""
+    if result.status is not TaskStatus.COMPLETED:
+        return (result.error_message or result.status.value).partition("\n")[0]
+    describe = _DESCRIBE.get(agent_type) if agent_type else None
+    try:
+        return describe(result.output_data) if describe else ""
+    except (KeyError, TypeError):
+        # An agent of somebody else's may serve the type and put out other things.
+        return ""
+
+
+def details(agent_type: AgentType | None, result: TaskResult) -> list[str]:
+    """More lines for the summary at the end of a run."""
+    if result.status is not TaskStatus.COMPLETED:
+        return (result.error_message or "").splitlines()[1:]
+    output = result.output_data
+    try:
+        if agent_type is AgentType.REVIEW:
+            return _findings(output)
+        if agent_type is AgentType.DEVOPS:
+            return [f"sha256 {output['sha256']}", output["path"]]
+        if agent_type is AgentType.CODING:
+            return list(output["files_changed"])
+    except (KeyError, TypeError):
+        pass
+    return []
+
+
+def _coding(output: dict[str, Any]) -> str:
+    files = len(output["files_changed"])
+    fixes = _count(output["fixes"], "fix", "es")
+    return f"{fixes}, {_count(files, 'file')} changed, {_count(output['remaining'], 'finding')} left"
+
+
+def _review(output: dict[str, Any]) -> str:
+    complexity = output["complexity"]
+    over = len(complexity["over"])
+    return (
+        f"{_count(output['findings_total'], 'finding')}; "
+        f"{_count(over, 'function')} of {complexity['functions']} above complexity {complexity['threshold']}"
+    )
+
+
+def _test(output: dict[str, Any]) -> str:
+    skipped = f", {output['skipped']} skipped" if output["skipped"] else ""
+    return f"{output['passed']} passed{skipped} in {output['duration_seconds']:.1f} s"
+
+
+def _devops(output: dict[str, Any]) -> str:
+    return f"{output['wheel']}, {output['size_bytes']:,} bytes"
+
+
+_DESCRIBE = {
+    AgentType.CODING: _coding,
+    AgentType.REVIEW: _review,
+    AgentType.TEST: _test,
+    AgentType.DEVOPS: _devops,
+}
+
+
+def _findings(output: dict[str, Any]) -> list[str]:
+    lines = [f"{f['file']}:{f['line']}: {f['code']} {f['message']}" for f in output["findings"]]
+    more = output["findings_total"] - FINDINGS_SHOWN
+    return lines[:FINDINGS_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _count(number: int, word: str, plural: str = "s") -> str:
+    return f"{number} {word}{'' if number == 1 else plural}"

@@ -1,0 +1,118 @@
+"""`conductor dispatch`, `publish`, `request` and `listen`."""
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+from rich.text import Text
+
+from conductor.cli.board import STYLES
+from conductor.cli.execution import FAILED
+from conductor.cli.output import Output
+from conductor.cli.servers import running_servers
+from conductor.cli.summary import headline
+from conductor.core.channels import validate_channel, validate_pattern
+from conductor.core.config import ConductorConfig
+from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.exceptions import AgentError
+from conductor.core.messages import AgentMessage
+from conductor.core.models import TaskDefinition, TaskResult
+
+
+async def dispatch(
+    config: ConductorConfig, output: Output, task: TaskDefinition, agent_id: str | None, *, wait: bool
+) -> int:
+    """Have a task done; 0 if it was completed, or handed over where nobody waits."""
+    async with running_servers(config) as conductor:
+        kind = task.assigned_to.value if task.assigned_to else None
+        alive = await conductor.living_agents(kind)
+        if wait and not (any(agent.agent_id == agent_id for agent in alive) if agent_id else alive):
+            who = f"agent {agent_id}" if agent_id else f"{kind} agent"
+            raise AgentError(
+                f"no {who} is running: start one with 'conductor up', or leave it the task with --no-wait",
+                agent_id or "",
+                task.task_id,
+                "NO_AVAILABLE_AGENT",
+            )
+        handle = await conductor.dispatch(task, agent_id)
+        if not wait:
+            output.say(f"task {task.task_id} is queued")
+            output.emit({"task_id": task.task_id, "status": handle.status().value})
+            return 0
+        try:
+            result = await handle.result()
+        except asyncio.CancelledError:
+            await asyncio.shield(handle.cancel())
+            raise
+    _show_result(output, task, result)
+    return 0 if result.status is TaskStatus.COMPLETED else FAILED
+
+
+async def publish(config: ConductorConfig, output: Output, channel: str, message: AgentMessage) -> int:
+    """Publish a message."""
+    validate_channel(channel)
+    async with running_servers(config) as conductor:
+        await conductor.bus.publish(channel, message)
+    output.say(f"published {message.message_id} on {channel}")
+    output.emit({"message_id": message.message_id, "channel": channel})
+    return 0
+
+
+async def request(
+    config: ConductorConfig, output: Output, channel: str, message: AgentMessage, timeout: float
+) -> int:
+    """Publish a message and wait for its answer; an ERROR message is a failure."""
+    validate_channel(channel)
+    async with running_servers(config) as conductor:
+        answer = await conductor.bus.request(channel, message, timeout)
+    _show_message(output, answer)
+    output.emit(answer.model_dump(mode="json"))
+    return FAILED if answer.message_type is MessageType.ERROR else 0
+
+
+async def listen(
+    config: ConductorConfig, output: Output, patterns: list[str], count: int | None, timeout: float | None
+) -> int:
+    """Show messages as they come, until there were `count`, or for `timeout` seconds, or to a signal."""
+    for pattern in patterns:
+        validate_pattern(pattern)
+    received: asyncio.Queue[AgentMessage] = asyncio.Queue()
+    async with running_servers(config) as conductor:
+        for pattern in patterns:
+            await conductor.bus.subscribe(pattern, received.put)
+        output.note(f"listening to {', '.join(patterns)}")
+        left = count
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while left is None or left > 0:
+                    message = await received.get()
+                    _show_message(output, message)
+                    output.emit(message.model_dump(mode="json"))
+                    left = None if left is None else left - 1
+    return FAILED if left else 0
+
+
+def _show_result(output: Output, task: TaskDefinition, result: TaskResult) -> None:
+    seconds = f" in {result.duration_seconds:.1f} s" if result.duration_seconds is not None else ""
+    status = (result.status.value, STYLES[result.status])
+    output.say(Text.assemble(f"{task.name}: ", status, f" by {result.agent_id}{seconds}"))
+    if remark := headline(task.assigned_to, result):
+        output.say(remark)
+    if not output.as_json and result.output_data:
+        output.say(_pretty(result.output_data))
+    output.emit(result.model_dump(mode="json"), indent=2)
+
+
+def _show_message(output: Output, message: AgentMessage) -> None:
+    if output.as_json:
+        return
+    time = message.timestamp.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    target = f" to {message.recipient_id}" if message.recipient_id else ""
+    output.say(Text(f"{time} {message.message_type.value} from {message.sender_id}{target}", "bold"))
+    if message.payload:
+        output.say(_pretty(message.payload))
+
+
+def _pretty(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)

@@ -1,0 +1,61 @@
+"""Values that a person writes as KEY=VALUE or JSON."""
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+PATH_NAMES = ("project", "workspace", "output_dir")
+"""Inputs that are paths: made absolute, since an agent has another working directory."""
+
+
+def parse_pairs(pairs: Iterable[str], option: str) -> dict[str, Any]:
+    """Read KEY=VALUE, the value as YAML reads it (10, true, [a, b], else text)."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key.strip():
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=option)
+        found[key.strip()] = text if key.strip() in PATH_NAMES else _value(text)
+    return found
+
+
+def parse_object(text: str, option: str) -> dict[str, Any]:
+    """Read a JSON object; a usage error says where it is none."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}", param_hint=option) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{text!r} is JSON, but not an object like {{}}", param_hint=option)
+    return value
+
+
+def absolute_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The same with the paths among the inputs absolute, those that are relative taken from `base`."""
+    return {key: _absolute(value, base) if key in PATH_NAMES else value for key, value in data.items()}
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A question that ends an error message, or nothing."""
+    close = get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if not isinstance(value, str) or not value or value.startswith("${"):
+        return value
+    return str((base / Path(value).expanduser()).resolve())
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value, allow_nan=False)
+    except (yaml.YAMLError, TypeError, ValueError):
+        return text
+    return text if value is None and text not in ("null", "~") else value
