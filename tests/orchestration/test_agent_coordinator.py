@@ -10,6 +10,7 @@ from conductor.core.channels import DLQ, ERRORS
 from conductor.core.enums import AgentStatus, AgentType, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError
 from conductor.core.models import TaskDefinition, TaskResult
+from conductor.core.state import AgentState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.error_handler import CircuitBreakerState, ErrorHandler, RetryPolicy
 from conductor.orchestration.message_bus import InMemoryMessageBus
@@ -229,11 +230,21 @@ async def test_a_denied_task_is_refused_and_the_agent_stays_available(
     assert (await coordinator.dispatch_task(task())).status is TaskStatus.COMPLETED
 
 
+class RemoteStateManager(InMemoryStateManager):
+    """Lets others run while it saves, as one that talks to a server does."""
+
+    async def save_agent_state(self, state: AgentState, **options: Any) -> int:
+        await asyncio.sleep(0)
+        return await super().save_agent_state(state, **options)
+
+
 async def dispatched_at_once(
-    coordinator: AgentCoordinator, agents: int, tasks: int, refused: int
+    bus: InMemoryMessageBus, agents: int, tasks: int, refused: int, engine: PolicyEngine | None = None
 ) -> list[Any]:
     """Keep all agents busy until `refused` tasks were refused; give all outcomes."""
     gate = Gate()
+    coordinator = AgentCoordinator(bus, RemoteStateManager(), engine)
+    await coordinator.start()
     for number in range(agents):
         await coordinator.register_agent(ScriptedAgent(f"coder-{number}", work=gate))
     running = [asyncio.create_task(coordinator.dispatch_task(task())) for _ in range(tasks)]
@@ -243,10 +254,10 @@ async def dispatched_at_once(
 
 
 async def test_concurrent_tasks_go_to_different_agents_and_no_agent_gets_two(
-    coordinator: AgentCoordinator,
+    bus: InMemoryMessageBus,
 ) -> None:
     *results, refusal = sorted(
-        await dispatched_at_once(coordinator, agents=3, tasks=4, refused=1),
+        await dispatched_at_once(bus, agents=3, tasks=4, refused=1),
         key=lambda outcome: outcome.agent_id,
     )
     assert [result.agent_id for result in results] == ["coder-0", "coder-1", "coder-2"]
@@ -254,7 +265,7 @@ async def test_concurrent_tasks_go_to_different_agents_and_no_agent_gets_two(
 
 
 async def test_a_limit_on_concurrent_tasks_holds_for_tasks_dispatched_at_once(
-    bus: InMemoryMessageBus, state: InMemoryStateManager
+    bus: InMemoryMessageBus,
 ) -> None:
     class Slow(MaxConcurrentTasksPolicy):
         async def evaluate(self, context: Mapping[str, Any]) -> PolicyResult:
@@ -262,8 +273,7 @@ async def test_a_limit_on_concurrent_tasks_holds_for_tasks_dispatched_at_once(
             await asyncio.sleep(0)
             return result
 
-    coordinator = AgentCoordinator(bus, state, policies(Slow(2)))
-    outcomes = await dispatched_at_once(coordinator, agents=5, tasks=5, refused=3)
+    outcomes = await dispatched_at_once(bus, agents=5, tasks=5, refused=3, engine=policies(Slow(2)))
     codes = [outcome.error_code for outcome in outcomes if isinstance(outcome, AgentError)]
     assert codes == ["POLICY_VIOLATION"] * 3
 

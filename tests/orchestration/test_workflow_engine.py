@@ -308,6 +308,15 @@ async def test_a_closed_gate_ends_the_run_as_failed(
     assert agent(coordinator, "devops").tasks == []
 
 
+async def test_after_the_last_phase_there_is_no_gate(
+    coordinator: AgentCoordinator, state: RecordingStateManager
+) -> None:
+    agent(coordinator, "coding").work = failing(ValueError("bad"))
+    definition = workflow("coding", phases=["development"])
+    final = await WorkflowEngine(coordinator, state, gate(1.0)).run_workflow(definition)
+    assert final.status is TaskStatus.COMPLETED
+
+
 async def test_an_open_gate_and_skipped_phases_do_not_hold_up_the_run(
     coordinator: AgentCoordinator, state: RecordingStateManager
 ) -> None:
