@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 _PROBE_SECONDS = 20.0
+_END_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -40,110 +40,125 @@ class ChildError(RuntimeError):
     """A measuring process failed; the text ends with what it said."""
 
 
-class Child:
-    """A process of its own that runs commands, one at a time: see `benchmarks.child`."""
+class Process:
+    """A process with everything it says in a file."""
 
-    def __init__(self, role: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        self.name = " ".join((role, *arguments))
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by close
+    def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str], **pipes: Any) -> None:
+        self.name = name
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed by join
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.child", role, *arguments],
+            [sys.executable, "-m", *arguments],
+            **{"stdin": subprocess.DEVNULL, "stdout": self._output, "stderr": self._output} | pipes,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+
+    def end(self) -> None:
+        """Ask the process to end."""
+        self._process.terminate()
+
+    def join(self) -> None:
+        """Wait until it has ended, and end it if it does not."""
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def said(self) -> str:
+        """Return the end of what it said."""
+        self._output.seek(0)
+        return self._output.read()[-3000:].decode(errors="replace").strip() or "(nothing)"
+
+
+class Child(Process):
+    """A process that runs commands, one at a time: see `benchmarks.child`."""
+
+    def __init__(self, role: str, *arguments: str, environment: Mapping[str, str]) -> None:
+        super().__init__(
+            " ".join((role, *arguments)),
+            ["benchmarks.child", role, *arguments],
+            environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._commands, self._results = self._process.stdin, self._process.stdout
         self._buffer = b""
 
     def call(self, command: str, timeout: float = 120.0, **arguments: Any) -> Any:
         """Run a command and return its result; ChildError when it fails or takes over timeout seconds."""
-        self.send(command, **arguments)
-        return self.receive(timeout)
-
-    def send(self, command: str, **arguments: Any) -> None:
-        """Begin a command; `receive` has its result."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([command, arguments]).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def receive(self, timeout: float = 120.0) -> Any:
-        """Return the result of the command that was sent."""
+            self._commands.write(json.dumps([command, arguments]).encode() + b"\n")
+            self._commands.flush()
         line = self._read_line(time.monotonic() + timeout)
         if line is None:
-            raise ChildError(f"{self.name}: no result within {timeout} s; it said:\n{self._said()}")
+            raise ChildError(f"{self.name}: no result within {timeout} s; it said:\n{self.said()}")
         kind, value = json.loads(line)
         if kind == "error":
             raise ChildError(f"{self.name}: {value}")
         return value
 
-    def close(self) -> None:
-        """Let the process end, or end it."""
-        assert self._process.stdin is not None
+    def end(self) -> None:
+        """Say that there are no more commands."""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
+            self._commands.close()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        super().join()
+        self._results.close()
 
     def _read_line(self, deadline: float) -> bytes | None:
-        assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
+            selector.register(self._results, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     return None
-                chunk = os.read(self._process.stdout.fileno(), 1 << 16)
+                chunk = os.read(self._results.fileno(), 1 << 16)
                 if not chunk:
-                    raise ChildError(f"{self.name}: the process ended; it said:\n{self._said()}")
+                    raise ChildError(f"{self.name}: the process ended; it said:\n{self.said()}")
                 self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _said(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read()[-3000:].decode(errors="replace").strip() or "(nothing)"
+
+class Crew:
+    """The processes of one section: started one by one, ended together at the end of the block."""
+
+    def __init__(self) -> None:
+        self._workers: list[Process] = []
+        self._children: list[Process] = []
+
+    def child(self, role: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
+        """Start a measuring process."""
+        child = Child(role, *arguments, environment=environment or {})
+        self._children.append(child)
+        return child
+
+    def celery_worker(
+        self, app: str, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a `celery worker` with one prefork child; it works when it answers."""
+        command = [*("celery", "-A", app, "worker", "-n", f"{name}@%h"), *("-P", "prefork", "-c", "1")]
+        command += ["--loglevel", "WARNING", *arguments]
+        self._workers.append(Process(f"worker {name}", command, environment or {}))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@contextmanager
-def celery_worker(
-    app: str, name: str, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    """A `celery worker` process with one prefork child; the caller waits until it works."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", app, "worker", "-n", f"{name}@%h", "-P", "prefork"),
-                *("-c", "1", "--loglevel", "WARNING", *arguments),
-            ],
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-        )
-        try:
-            yield
-        except BaseException as error:
-            log.seek(0)
-            error.add_note(f"worker {name} said: {log.read()[-3000:].decode(errors='replace')}")
-            raise
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ChildError):
+            for worker in self._workers:
+                error.add_note(f"{worker.name} said: {worker.said()}")
+        # The workers last, as their clients may still talk to them.
+        for group in (self._children, self._workers):
+            for process in group:
+                process.end()
+            for process in group:
+                process.join()
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -1,10 +1,9 @@
 """(a) publish to one subscriber in another process, and (e) what that does to the event loops."""
 
 import time
-from contextlib import ExitStack
 from statistics import median
 
-from benchmarks.harness import Child, ChildError, Plan, interleave, wait_for
+from benchmarks.harness import ChildError, Crew, Plan, interleave, wait_for
 from benchmarks.peers import BUS_PEERS, OURS, Entry
 from benchmarks.table import Row, compare
 
@@ -23,11 +22,11 @@ _PUBLISHERS = tuple(entry.name for entry in BUS_PEERS if entry.name != "faststre
 class Pair:
     """A publisher and a subscriber, each in a process of its own, on a channel of their own."""
 
-    def __init__(self, stack: ExitStack, entry: Entry, url: str) -> None:
+    def __init__(self, crew: Crew, entry: Entry, url: str) -> None:
         channel = f"benchmark:{entry.name}"
         self.entry = entry
-        self.subscriber = stack.enter_context(Child("subscriber", entry.name, url, channel))
-        self.publisher = stack.enter_context(Child("publisher", entry.name, url, channel))
+        self.subscriber = crew.child("subscriber", entry.name, url, channel)
+        self.publisher = crew.child("publisher", entry.name, url, channel)
 
     def warm_up(self, count: int) -> None:
         """Wait until a message arrives, then run once without measuring."""
@@ -62,9 +61,9 @@ class Pair:
         return {side: child.call("stop_lag") for side, child in sides.items()}
 
 
-def _pairs(stack: ExitStack, plan: Plan, names: tuple[str, ...]) -> dict[str, Pair]:
+def _pairs(crew: Crew, plan: Plan, names: tuple[str, ...]) -> dict[str, Pair]:
     entries = [entry for entry in BUS_PEERS if entry.name in names]
-    return {entry.name: Pair(stack, entry, plan.url) for entry in entries if entry.is_installed}
+    return {entry.name: Pair(crew, entry, plan.url) for entry in entries if entry.is_installed}
 
 
 def _absent(names: tuple[str, ...]) -> dict[str, str]:
@@ -75,8 +74,8 @@ def _absent(names: tuple[str, ...]) -> dict[str, str]:
 def measure(plan: Plan) -> list[Row]:
     """(a): the rate at which messages are published, delivered, validated and counted."""
     count = plan.size(_COUNT)
-    with ExitStack() as stack:
-        pairs = _pairs(stack, plan, _PUBLISHERS)
+    with Crew() as crew:
+        pairs = _pairs(crew, plan, _PUBLISHERS)
         for pair in pairs.values():
             pair.warm_up(max(count // 10, 20))
         rounds: dict[str, list[float]] = {pair.entry.label: [] for pair in pairs.values()}
@@ -92,9 +91,9 @@ def measure_lag(plan: Plan) -> list[Row]:
     """(e): the loops' lag at the full rate of (a), beside an idle loop and the loop of an idle bystander."""
     count = plan.size(_COUNT)
     rows: list[Row] = []
-    with ExitStack() as stack:
-        pairs = _pairs(stack, plan, _WITH_LOOP)
-        bystander = stack.enter_context(Child("bystander"))
+    with Crew() as crew:
+        pairs = _pairs(crew, plan, _WITH_LOOP)
+        bystander = crew.child("bystander")
         for pair in pairs.values():
             pair.warm_up(max(count // 10, 20))
         found: dict[tuple[str, str], list[dict[str, float]]] = {}

@@ -1,9 +1,8 @@
 """(d) saving, getting and listing the states of agents."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.harness import Child, Plan, interleave
+from benchmarks.harness import Crew, Plan, interleave
 from benchmarks.peers import is_installed
 from benchmarks.table import Row, compare
 
@@ -46,8 +45,8 @@ def measure(plan: Plan) -> list[Row]:
     here = {peer.label: peer for peer in _PEERS if is_installed(peer.needs)}
     absent = {peer.label: "skipped: not installed" for peer in _PEERS if peer.label not in here}
     rows = []
-    with ExitStack() as stack:
-        children = {label: stack.enter_context(Child(peer.role, plan.url)) for label, peer in here.items()}
+    with Crew() as crew:
+        children = {label: crew.child(peer.role, plan.url) for label, peer in here.items()}
         for child in children.values():
             child.call("prepare", count=count)
         for command, what in _WHAT.items():

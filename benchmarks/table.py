@@ -31,6 +31,8 @@ class Row:
     times: float | None = None
     target: float | None = None
     note: str = ""
+    aim: str = ""
+    """What is to be reached, where it is not a ratio."""
 
     @property
     def median(self) -> float | None:
@@ -48,7 +50,7 @@ class Row:
             return self.section, self.what, self.who, self.note, "", "", ""
         spread = f"{_number(min(self.rounds))} .. {_number(max(self.rounds))}" if len(self.rounds) > 1 else ""
         times = "" if self.times is None else f"{self.times:.2f} x"
-        target = "" if self.target is None else f">= {self.target:g} x {_VERDICT[self.is_reached]}"
+        target = self.aim if self.target is None else f">= {self.target:g} x {_VERDICT[self.is_reached]}"
         value = f"{_number(self.median)} {self.unit}" + (f" ({self.note})" if self.note else "")
         return self.section, self.what, self.who, value, spread, times, target
 

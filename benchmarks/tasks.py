@@ -1,9 +1,8 @@
 """(c) Celery tasks with results, one worker with one prefork child each."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.harness import Child, Plan, celery_worker, interleave
+from benchmarks.harness import Child, Crew, Plan, interleave
 from benchmarks.lag import quantile
 from benchmarks.peers import is_installed
 from benchmarks.table import Row, compare
@@ -55,9 +54,9 @@ def measure(plan: Plan) -> list[Row]:
     count = plan.size(_COUNT)
     rates: dict[str, list[float]] = {peer.label: [] for peer in peers}
     p50: dict[str, list[float]] = {peer.label: [] for peer in peers}
-    with ExitStack() as stack:
-        _start_workers(stack, peers, plan.url)
-        children = {peer.label: stack.enter_context(_child(peer, plan.url)) for peer in peers}
+    with Crew() as crew:
+        _start_workers(crew, peers, plan.url)
+        children = {peer.label: _child(crew, peer, plan.url) for peer in peers}
         for child in children.values():
             # Sent before the worker is there, so the answer says that it is.
             child.call("run", timeout=_START_SECONDS, count=max(20, count // 5))
@@ -71,16 +70,16 @@ def measure(plan: Plan) -> list[Row]:
     ]
 
 
-def _child(peer: _Peer, url: str) -> Child:
+def _child(crew: Crew, peer: _Peer, url: str) -> Child:
     arguments = peer.role if peer.role == ("conductor-tasks",) else (*peer.role, url)
-    return Child(*arguments, environment=_environment(url))
+    return crew.child(*arguments, environment=_environment(url))
 
 
-def _start_workers(stack: ExitStack, peers: list[_Peer], url: str) -> None:
+def _start_workers(crew: Crew, peers: list[_Peer], url: str) -> None:
     """One worker an application: both of ours run on the same node."""
     for app, arguments in {peer.worker: peer.arguments for peer in peers}.items():
         name = _AGENT_ID if app.startswith(_CONDUCTOR) else app.rpartition(":")[2]
-        stack.enter_context(celery_worker(app, name, *arguments, environment=_environment(url)))
+        crew.celery_worker(app, name, *arguments, environment=_environment(url))
 
 
 def _environment(url: str) -> dict[str, str]:
