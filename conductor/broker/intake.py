@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from conductor.broker.subscriptions import SLICE, Overflow, Route, RouteTable, Tally
+from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally
 from conductor.core.channels import compile_pattern
 from conductor.core.messages import AgentMessage
 
 if TYPE_CHECKING:
     from conductor.broker.origins import Origins
+    from conductor.broker.turn import Turn
     from conductor.broker.wire import Address, Incoming, Raw, Receiver
     from conductor.orchestration.pending import PendingRequests
 
@@ -35,7 +35,9 @@ class LoopIntake:
         origins: Origins,
         limit: int,
         tally: Tally,
+        turn: Turn,
     ) -> None:
+        self._turn = turn
         self._tally = tally
         self._overflow = Overflow("messages that the event loop had no time for", limit, tally)
         self._own_inbox = own_inbox
@@ -62,7 +64,6 @@ class LoopIntake:
 
     def work(self) -> None:
         """See `Intake.work`."""
-        until = time.monotonic() + SLICE
         waiting = self._waiting
         while not self._closed:
             if not waiting:
@@ -74,7 +75,7 @@ class LoopIntake:
             route = self._routes.of(raw[0])
             if route is not None:
                 self._handle(route, raw, receiver)
-            if time.monotonic() >= until:
+            if self._turn.is_over():
                 self._loop.call_soon(self.work)
                 return
 

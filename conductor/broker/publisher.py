@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+#: Messages after which a round of the event loop hands over what it has published so far.
+_HANDOVER = 128
 #: Bytes of bodies in one batch, beyond which it takes no further message.
 _BATCH_BYTES = 512 * 1024
 
@@ -31,7 +33,9 @@ class Publisher(LinkThread[Sender]):
     def __init__(self, name: str, url: str, open_link: Callable[[], Sender], publish_timeout: float) -> None:
         super().__init__(name, url, open_link)
         self._publish_timeout = publish_timeout
-        self._queue: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
+        self._gathered: list[Outgoing] = []
+        self._queue: queue.SimpleQueue[list[Outgoing]] = queue.SimpleQueue()
+        self._unsent: deque[Outgoing] = deque()
         self._unconfirmed: list[Outgoing] = []
         self._outstanding: deque[Outgoing] = deque()
         self._watch: asyncio.TimerHandle | None = None
@@ -67,11 +71,22 @@ class Publisher(LinkThread[Sender]):
         self._outstanding.append(out)
         if self._watch is None:
             self._watch = self._loop.call_at(out.deadline, self._expire)
-        self._queue.put(out)
+        self._gathered.append(out)
+        if len(self._gathered) == 1:
+            self._loop.call_soon(self._hand_over)
+        elif len(self._gathered) >= _HANDOVER:
+            self._hand_over()
         return out.future
 
+    def _hand_over(self) -> None:
+        """Wake the thread once for a round of the loop; doing it for each message costs more than sending."""
+        if self._gathered:
+            self._queue.put(self._gathered)
+            self._gathered = []
+
     def _wake(self) -> None:
-        self._queue.put(None)
+        self._hand_over()
+        self._queue.put([])
 
     def _serve(self, link: Sender) -> None:
         while True:
@@ -81,24 +96,31 @@ class Publisher(LinkThread[Sender]):
             self._unconfirmed = batch = [out for out in batch if not out.future.done()]
             try:
                 link.send(batch)
-            finally:
+            except BaseException:
                 self._unconfirmed = [out for out in batch if not out.confirmed]
-                self._post(self._complete, [out for out in batch if out.confirmed])
+                batch = [out for out in batch if out.confirmed]
+                raise
+            else:
+                self._unconfirmed = []
+            finally:
+                self._post(self._complete, batch)
 
     def _take(self, limit: int) -> list[Outgoing]:
-        """Wait for messages; none means to stop."""
-        batch: list[Outgoing] = []
-        out = self._queue.get()
-        size = 0
+        """Wait for messages and take what may be sent at once; none means to stop."""
+        unsent = self._unsent
+        if not unsent:
+            unsent.extend(self._queue.get())
         with contextlib.suppress(queue.Empty):
-            while out is not None:
-                batch.append(out)
-                size += len(out.body)
-                if len(batch) >= limit or size >= _BATCH_BYTES:
-                    return batch
-                out = self._queue.get_nowait()
-            if batch:
-                self._queue.put(None)  # for the next call
+            while len(unsent) < limit and (more := self._queue.get_nowait()):
+                unsent.extend(more)
+            if len(unsent) < limit and unsent:
+                self._queue.put([])  # the word to stop, for the next call
+        batch: list[Outgoing] = []
+        size = 0
+        while unsent and len(batch) < limit and size < _BATCH_BYTES:
+            out = unsent.popleft()
+            batch.append(out)
+            size += len(out.body)
         return batch
 
     def _complete(self, batch: list[Outgoing]) -> None:

@@ -13,6 +13,7 @@ from conductor.broker.publisher import Publisher
 from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tally
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import kombu_connection, transport_name
+from conductor.broker.turn import Turn
 from conductor.broker.wire import Address, Receiver, Sender, unavailable
 from conductor.core.exceptions import MessageBusError
 from conductor.orchestration.message_bus import Callback, cancel_and_wait
@@ -48,10 +49,11 @@ class Session:
         self.origins = Origins()
         self._settings = settings
         self._routes = RouteTable()
+        self._turn = Turn()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._intake = LoopIntake(
-            settings.bus_id, self._routes, pending, self.origins, settings.buffer_size, self.tally
+            settings.bus_id, self._routes, pending, self.origins, settings.buffer_size, self.tally, self._turn
         )
         name = f"conductor bus {settings.bus_id[:8]}"
         self.publisher = Publisher(
@@ -144,7 +146,7 @@ class Session:
             self._remove_route(route)
 
     def _start(self, channel: str, callback: Callback) -> Subscription:
-        subscription = Subscription(channel, callback, self._settings.buffer_size, self.tally)
+        subscription = Subscription(channel, callback, self._settings.buffer_size, self.tally, self._turn)
         self._tasks.add(subscription.task)
         subscription.task.add_done_callback(self._tasks.discard)
         return subscription

@@ -15,12 +15,11 @@ from conductor.orchestration.message_bus import Callback, run_callback
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conductor.broker.turn import Turn
     from conductor.core.messages import AgentMessage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that work may hold the event loop before others have their turn.
-SLICE = 0.001
 #: Seconds between two log lines about the same overflow.
 _LOG_INTERVAL = 5.0
 
@@ -61,7 +60,7 @@ class Overflow:
 class Subscription:
     """One callback of one channel or pattern: a bounded buffer and a task that empties it, in order."""
 
-    def __init__(self, channel: str, callback: Callback, buffer_size: int, tally: Tally) -> None:
+    def __init__(self, channel: str, callback: Callback, buffer_size: int, tally: Tally, turn: Turn) -> None:
         self.callback = callback
         self.task: asyncio.Task[None] = asyncio.ensure_future(self._run())
         self.task.set_name(f"conductor subscription {channel}")
@@ -69,6 +68,7 @@ class Subscription:
         self._channel = channel
         self._limit = buffer_size
         self._buffer: deque[AgentMessage] = deque()
+        self._turn = turn
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -89,19 +89,16 @@ class Subscription:
             self._idle.set_result(None)
 
     async def _run(self) -> None:
-        until = time.monotonic() + SLICE
         while not self._closed:
             if not self._buffer:
                 self._idle = asyncio.get_running_loop().create_future()
                 await self._idle
-                until = time.monotonic() + SLICE
                 continue
             message = self._buffer.popleft()
             if not message.is_expired():
                 await self._call(message)
-            if time.monotonic() >= until:
+            if self._turn.is_over():
                 await asyncio.sleep(0)
-                until = time.monotonic() + SLICE
 
     async def _call(self, message: AgentMessage) -> None:
         try:

@@ -61,17 +61,18 @@ class RedisSender(_RedisLink):
     def send(self, batch: list[Outgoing]) -> None:
         """See `Sender.send`."""
         link = self._socket
-        pack = link.pack_command
-        commands: list[bytes] = []
-        for out in batch:
-            commands += pack("PUBLISH", self._topic(out.exchange, out.routing_key), envelope(out))
-        link.send_packed_command([b"".join(commands)], check_health=False)
+        link.send_packed_command([b"".join([self._publish(out) for out in batch])], check_health=False)
         for out in batch:
             try:
                 link.read_response()
             except ResponseError as error:
                 out.error = error
             out.confirmed = True
+
+    def _publish(self, out: Outgoing) -> bytes:
+        """PUBLISH in Redis's protocol; the way through redis-py takes five times as long."""
+        topic, data = self._topic(out.exchange, out.routing_key), envelope(out)
+        return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(topic), topic, len(data), data)
 
 
 class RedisReceiver(_RedisLink):

@@ -1,0 +1,55 @@
+"""The bus and the state manager that a URL asks for."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from conductor.core.config import mask_url
+from conductor.core.exceptions import ConfigurationError
+from conductor.orchestration.message_bus import InMemoryMessageBus, MessageBus
+from conductor.orchestration.state_manager import InMemoryStateManager, StateManager
+
+T = TypeVar("T")
+
+
+def create_message_bus(url: str) -> MessageBus:
+    """Make the bus for `url`, not yet connected; an unknown scheme is a ConfigurationError.
+
+    memory:// is a bus of its own, for one process and event loop; redis://, rediss://, sentinel://, amqp://
+    and amqps:// are for all processes that use the same broker.
+    """
+    makers: dict[str, Callable[[str], MessageBus]] = {"memory": lambda _: InMemoryMessageBus()}
+    makers |= dict.fromkeys(("redis", "rediss", "sentinel", "amqp", "amqps"), _kombu_bus)
+    return _make("message bus", url, makers)
+
+
+def create_state_manager(url: str) -> StateManager:
+    """Make the state manager for `url`, not yet connected; an unknown scheme is a ConfigurationError."""
+    makers: dict[str, Callable[[str], StateManager]] = {"memory": lambda _: InMemoryStateManager()}
+    makers |= dict.fromkeys(("redis", "rediss", "unix"), _redis_state)
+    return _make("state manager", url, makers)
+
+
+def _kombu_bus(url: str) -> MessageBus:
+    from conductor.broker.kombu_bus import KombuMessageBus
+
+    return KombuMessageBus(url)
+
+
+def _redis_state(url: str) -> StateManager:
+    from conductor.store.redis_state import RedisStateManager
+
+    return RedisStateManager(url)
+
+
+def _make(what: str, url: str, makers: Mapping[str, Callable[[str], T]]) -> T:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"The URL of a {what} is text, not {url!r}")
+    scheme, separator, _ = url.partition("://")
+    maker = makers.get(scheme.lower() if separator else "")
+    if maker is None:
+        known = ", ".join(f"{name}://" for name in makers)
+        raise ConfigurationError(
+            f"There is no {what} for {mask_url(url)!r}; the known schemes are {known}",
+            details={"scheme": scheme if separator else None, "known": list(makers)},
+        )
+    return maker(url)
