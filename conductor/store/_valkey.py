@@ -79,8 +79,3 @@ def url_of(port: int, settings: Mapping[str, str]) -> str:
     password = settings.get("requirepass", "")
     credentials = f":{quote(password, safe='')}@" if password else ""
     return f"redis://{credentials}{HOST}:{port}/0"
-
-
-def masked(url: str) -> str:
-    """Return the URL without its password, for people and logs."""
-    return re.sub(r"//[^@/]*@", "//:***@", url)

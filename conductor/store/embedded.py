@@ -17,6 +17,7 @@ from typing import Any, Self
 import redis
 
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.urls import mask_url
 from conductor.store import _valkey
 
 _DESCRIPTION, _LOCK, _LOG = "server.json", "server.lock", "valkey.log"
@@ -82,7 +83,7 @@ class EmbeddedServer:
         return guard is not None and guard.poll() is None
 
     def __repr__(self) -> str:
-        state = _valkey.masked(self.url) if self.is_running else "stopped"
+        state = mask_url(self.url) if self.is_running else "stopped"
         return f"<EmbeddedServer {state} in {self._data_dir}>"
 
     def __enter__(self) -> Self:
@@ -208,7 +209,7 @@ def _locked(data_dir: Path) -> int:
 
 
 def _in_use(data_dir: Path, found: dict[str, Any] | None) -> ConfigurationError:
-    url = _valkey.masked(str(found["url"])) if found else "an unknown URL"
+    url = mask_url(str(found["url"])) if found else "an unknown URL"
     pid = found["pid"] if found else "unknown"
     return ConfigurationError(
         f"data_dir: {data_dir} is in use by another server (pid {pid}, {url}): use that one, stop it, or "

@@ -1,0 +1,89 @@
+"""Where a Redis server is, read from its URL."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.connection import parse_url
+
+from conductor.core.exceptions import StateError
+from conductor.core.urls import mask_url
+
+SCHEMES = ("redis", "rediss", "unix")
+_CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server's address and the credentials for it; `shown` is its URL without the password."""
+
+    shown: str
+    host: str | None
+    port: int
+    path: str | None
+    database: int
+    username: str | None = field(repr=False)
+    password: str | None = field(repr=False)
+    tls: ssl.SSLContext | None = field(repr=False)
+
+
+def read_url(url: str) -> Endpoint:
+    """Read redis://, rediss:// and unix:// URLs; StateError STATE_BAD_URL with the reason."""
+    shown = mask_url(url) if isinstance(url, str) else repr(url)
+    try:
+        scheme = urlsplit(url).scheme
+        if scheme not in SCHEMES:
+            raise ValueError(f"the scheme is none of {', '.join(SCHEMES)}")
+        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
+        if scheme == "unix" and not options.get("path"):
+            raise ValueError("the path of the socket is missing")
+        database = _database(url, options)
+        return Endpoint(
+            shown=shown,
+            host=None if scheme == "unix" else options.get("host") or "localhost",
+            port=int(options.get("port") or 6379),
+            path=options.get("path"),
+            database=database,
+            username=options.get("username"),
+            password=options.get("password"),
+            tls=_tls(options) if scheme == "rediss" else None,
+        )
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise bad_url(shown, str(error)) from None
+
+
+def bad_url(shown: str, reason: str) -> StateError:
+    """Make the error of a URL that cannot be used."""
+    return StateError(
+        f"{shown} is not the URL of a Redis server: {reason}. Write for example redis://localhost:6379/0, "
+        "rediss://:password@host:6380/0 or unix:///run/redis.sock?db=0",
+        "STATE_BAD_URL",
+        {"url": shown},
+    )
+
+
+def _database(url: str, options: dict[str, Any]) -> int:
+    path = urlsplit(url).path.strip("/")
+    if "db" not in options and options.get("path") is None and path:
+        raise ValueError(f"the database {path!r} is not a number")
+    database = int(options.get("db") or 0)
+    if database < 0:
+        raise ValueError(f"the database {database} is not a number of 0 or more")
+    return database
+
+
+def _tls(options: dict[str, Any]) -> ssl.SSLContext:
+    context = ssl.create_default_context(
+        cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path")
+    )
+    required = options.get("ssl_cert_reqs", "required")
+    if required not in _CERTIFICATES:
+        raise ValueError(f"ssl_cert_reqs={required} is none of {', '.join(_CERTIFICATES)}")
+    context.check_hostname = required != "none" and str(options.get("ssl_check_hostname", True)) != "False"
+    context.verify_mode = _CERTIFICATES[required]
+    if certificate := options.get("ssl_certfile"):
+        context.load_cert_chain(certificate, options.get("ssl_keyfile"), options.get("ssl_password"))
+    return context
