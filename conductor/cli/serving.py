@@ -2,7 +2,9 @@
 
 import asyncio
 import importlib
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from conductor.broker.node_spec import find_agent
 from conductor.cli.fleet import Fleet
@@ -49,7 +51,7 @@ class Service:
                     self._say_ready(conductor, fleet)
                     await _until_cancelled(server)
             finally:
-                self._output.say("stopping")
+                self._output.say("stopping; again Ctrl-C does not wait for what agents do")
                 self._output.emit({"event": "stopping"})
         return 0
 
@@ -96,6 +98,9 @@ def _known(agents: Sequence[str]) -> list[str]:
     """All agents there are, or those named; ConfigurationError, code UNKNOWN_AGENT, for a wrong name."""
     # By name: `workers` stands above this package, and a deployment may bring its own.
     known = importlib.import_module("workers.agents").AGENTS
+    if any(":" in agent for agent in agents):
+        # An installed script has not got it; the nodes get it the same way.
+        sys.path.insert(0, str(Path.cwd()))
     for agent in agents:
         find_agent(agent, known)
     return list(agents or known)

@@ -43,7 +43,7 @@ def absolute_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """A question that ends an error message, or nothing."""
     close = get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean {str(close[0])!r}?)" if close else ""
 
 
 def _absolute(value: Any, base: Path) -> Any:

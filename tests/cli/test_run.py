@@ -1,0 +1,108 @@
+"""`conductor run` as its users run it: a process of its own, with nothing configured and nothing running."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Background, background, conductor, processes_of
+from tests.support.projects import make_project, snapshot, write_files
+from tests.support.waiting import wait_until_sync
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+TROUBLE = """\
+name: trouble
+vars: {project: ./project}
+tasks:
+  - {name: test, assigned_to: test, timeout_seconds: 2, input_data: {project: "${vars.project}"}}
+  - {name: review, assigned_to: review, input_data: {project: "${vars.project}"}}
+"""
+
+
+def slow_project(root: Path) -> Path:
+    """A project whose only test leaves a process behind, says that it runs, and does not end."""
+    slow = (
+        "import pathlib, subprocess, sys, time\n"
+        "def test_slow():\n"
+        "    command = [sys.executable, '-c', 'import time; time.sleep(600)', __file__]\n"
+        "    subprocess.Popen(command, start_new_session=True)\n"
+        f"    pathlib.Path({str(root / 'running')!r}).touch()\n"
+        "    time.sleep(600)\n"
+    )
+    make_project(root / "project", {"tests/test_greeting.py": slow})
+    return root
+
+
+def test_the_shipped_workflow_runs_and_leaves_nothing_but_its_results(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    before = snapshot(EXAMPLES / "sample_project")
+    done = conductor(data, "run", str(EXAMPLES / "workflow.yaml"), "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["succeeded"] is True
+    assert [(task["assigned_to"], task["status"]) for task in document["tasks"]] == [
+        ("coding", "completed"),
+        ("review", "completed"),
+        ("test", "completed"),
+        ("devops", "completed"),
+    ]
+    coding, review, test, devops = (task["output_data"] for task in document["tasks"])
+    assert coding["fixes"] > 10
+    assert {"complexity", "F841"} <= review["by_code"].keys()
+    assert (test["passed"], test["failed"]) == (21, 0)
+    wheel = Path(devops["path"])
+    assert wheel.is_relative_to(data / "workspaces" / document["workflow_id"])
+    assert wheel.stat().st_size == devops["size_bytes"]
+    assert "4 of 4 tasks completed" in done.stderr
+    assert snapshot(EXAMPLES / "sample_project") == before
+    assert processes_of(data) == []
+
+
+def test_a_task_that_fails_or_takes_too_long_fails_the_run_and_the_others_run(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    workflow = write_files(slow_project(tmp_path), {"workflow.yaml": TROUBLE}) / "workflow.yaml"
+    done = conductor(data, "run", str(workflow), cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "development: test: failed by test-run-1" in done.stdout
+    assert "development: review: completed by review-run-1" in done.stdout
+    assert "1 of 2 tasks completed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_run_and_ends_everything(number: signal.Signals, tmp_path: Path) -> None:
+    workflow = write_files(slow_project(tmp_path), {"workflow.yaml": TROUBLE.replace(": 2,", ": 600,")})
+    with background(tmp_path / "data", "run", str(workflow / "workflow.yaml")) as command:
+        wait_for(command, tmp_path / "running")
+        assert command.end(number) == 128 + number, command
+    assert processes_of(tmp_path) == []
+    assert "Traceback" not in "".join(command.out + command.err)
+
+
+def test_a_killed_run_leaves_nothing_running(tmp_path: Path) -> None:
+    workflow = write_files(slow_project(tmp_path), {"workflow.yaml": TROUBLE.replace(": 2,", ": 600,")})
+    with background(tmp_path / "data", "run", str(workflow / "workflow.yaml")) as command:
+        wait_for(command, tmp_path / "running")
+        command.process.kill()
+        command.process.wait()
+    wait_until_sync(lambda: not processes_of(tmp_path), timeout=30)
+
+
+def wait_for(command: Background, path: Path) -> None:
+    def there() -> bool:
+        assert command.process.poll() is None, command
+        return path.exists()
+
+    wait_until_sync(there, timeout=60)
+
+
+def test_an_agent_type_that_nobody_serves_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    text = "name: m\ntasks: [{name: watch, assigned_to: monitor}, {name: c, assigned_to: coding}]\n"
+    workflow = write_files(tmp_path, {"workflow.yaml": text}) / "workflow.yaml"
+    done = conductor(tmp_path / "data", "run", str(workflow))
+    assert done.returncode == 2
+    assert "a task for a monitor agent: none is running" in done.stderr
+    assert processes_of(tmp_path) == []

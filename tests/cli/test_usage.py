@@ -1,0 +1,122 @@
+"""Wrong use ends with code 2 and a sentence that helps, never with a stack trace."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from conductor.cli.commands import app
+
+
+def invoke(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(
+        app, list(arguments), input=stdin
+    )
+
+
+def test_the_version_is_told() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith("conductor 0.")
+
+
+@pytest.mark.parametrize("command", ["up", "run", "dispatch", "publish", "request", "listen"])
+def test_every_command_has_help(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert command in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["run"], "Missing argument"),
+        (["run", "w.yaml", "--set", "project"], "'project' is not KEY=VALUE"),
+        (["run", "missing.yaml"], "missing.yaml: there is no such file"),
+        (["-c", "missing.yaml", "listen", "x"], "There is no configuration file 'missing.yaml'"),
+        (["dispatch"], "--type TYPE or --agent ID"),
+        (["dispatch", "-t", "cooking"], "'cooking' is not one of"),
+        (["dispatch", "-t", "coding", "-i", "=x"], "'=x' is not KEY=VALUE"),
+        (["dispatch", "-t", "coding", "--input-json", "[1]"], "not an object"),
+        (["dispatch", "-t", "coding", "--timeout", "0"], "Invalid value for '--timeout'"),
+        (["publish", "conductor:broadcast", "--payload", "{"], "'{' is not JSON"),
+        (["publish", "conductor:broadcast", "--sender", ""], "Invalid value for --sender"),
+        (["publish", "conductor:broadcast", "--type", "shout"], "'shout' is not one of"),
+        (["request", "conductor:broadcast", "--timeout", "0"], "Invalid value for '--timeout'"),
+        (["listen"], "Missing argument"),
+        (["up", "--count", "0"], "Invalid value for '--count'"),
+        (["up", "--agents", "coding,cooking"], "There is no agent 'cooking'. Known agents: coding, devops"),
+        (["up", "--agents", "nowhere.at.all:Agent"], "cannot be imported"),
+    ],
+)
+def test_wrong_use_is_explained(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.output.replace("│", " ").split())
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dispatch", "-t", "coding"],
+        ["publish", "conductor:broadcast"],
+        ["request", "conductor:agent:a"],
+        ["listen", "conductor:*"],
+    ],
+)
+def test_without_a_server_the_way_out_is_told(arguments: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "conductor.yaml"
+    config.write_text(f"data_dir: {tmp_path / 'data'}\n")
+    result = invoke("-c", str(config), *arguments)
+    assert result.exit_code == 2
+    assert "start one with 'conductor up', or set CONDUCTOR_BROKER_URL" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_broker_that_is_not_there_is_a_failure_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONDUCTOR_BROKER_URL", "redis://:hidden-word@127.0.0.1:1/0")
+    monkeypatch.setenv("CONDUCTOR_BUS", '{"connect_timeout": 0.5}')
+    result = invoke("publish", "conductor:broadcast")
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert "127.0.0.1" in result.output
+    assert "hidden-word" not in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_bad_channel_is_explained(tmp_path: Path) -> None:
+    result = invoke("publish", "conductor:agent:*")
+    assert result.exit_code == 1
+    assert "'*' is allowed only in a pattern" in result.output
+
+
+def test_a_broken_configuration_file_is_explained(tmp_path: Path) -> None:
+    config = tmp_path / "conductor.yaml"
+    config.write_text("brooker_url: redis://localhost\n")
+    result = invoke("-c", str(config), "up")
+    assert result.exit_code == 2
+    assert "brooker_url" in result.output
+
+
+def test_verbose_shows_where_it_happened(tmp_path: Path) -> None:
+    result = invoke("-v", "run", str(tmp_path / "missing.yaml"))
+    assert result.exit_code == 2
+    assert "Traceback" in result.output
+
+
+def test_a_payload_is_read_from_standard_input(tmp_path: Path) -> None:
+    result = invoke("publish", "conductor:broadcast", "--payload", "-", stdin="[]")
+    assert result.exit_code == 2
+    assert "'[]' is JSON, but not an object" in result.output
+
+
+def test_completion_knows_the_shells() -> None:
+    result = invoke("--show-completion", "bash")
+    assert result.exit_code == 0

@@ -1,0 +1,127 @@
+"""The real `conductor` command as a process, and all processes that belong to one data directory."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.waiting import wait_until_sync
+
+COMMAND = Path(sys.executable).with_name("conductor")
+LIMIT = 90.0
+
+
+def environment(data_dir: Path) -> dict[str, str]:
+    """The environment of a command that keeps everything in data_dir and knows of no other server."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
+    return env | {"CONDUCTOR_DATA_DIR": str(data_dir), "COLUMNS": "120", "NO_COLOR": "1"}
+
+
+def conductor(
+    data_dir: Path, *arguments: str, cwd: Path | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        env=environment(data_dir),
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def processes_of(data_dir: Path) -> list[str]:
+    """The processes that have the data directory in their environment, command line or working directory."""
+    found: list[str] = []
+    mark = str(data_dir)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            words = [*process.cmdline(), process.cwd(), *process.environ().values()]
+            if any(mark in word for word in words):
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+    return found
+
+
+class Background:
+    """A command that runs beside the test; its standard output and error are read as they come."""
+
+    def __init__(self, data_dir: Path, *arguments: str, cwd: Path | None = None) -> None:
+        self.data_dir = data_dir
+        self.out: list[str] = []
+        self.err: list[str] = []
+        # A session of its own, as a shell gives a job a process group of its own.
+        self.process = subprocess.Popen(
+            [COMMAND, *arguments],
+            env=environment(data_dir),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._readers = [
+            threading.Thread(target=lines.extend, args=(stream,), daemon=True)
+            for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def __repr__(self) -> str:
+        return f"code {self.process.poll()}\nout: {''.join(self.out)}\nerr: {''.join(self.err)}"
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON lines so far."""
+        return [json.loads(line) for line in list(self.out)]
+
+    def wait_for_event(self, **fields: Any) -> dict[str, Any]:
+        """The first JSON line with these fields."""
+
+        def find() -> dict[str, Any] | None:
+            assert self.process.poll() is None or not self._reading(), repr(self)
+            return next((e for e in self.events if fields.items() <= e.items()), None)
+
+        event = wait_until_sync(find, timeout=LIMIT)
+        assert event is not None
+        return event
+
+    def wait_for_error_line(self, text: str) -> None:
+        """Wait for a line on standard error."""
+        wait_until_sync(lambda: any(text in line for line in list(self.err)), timeout=LIMIT)
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Send a signal to its whole process group, as a terminal does, and wait for the exit code."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+        code = self.process.wait(LIMIT)
+        for reader in self._readers:
+            reader.join(LIMIT)
+        return code
+
+    def _reading(self) -> bool:
+        return any(reader.is_alive() for reader in self._readers)
+
+
+@contextlib.contextmanager
+def background(data_dir: Path, *arguments: str, cwd: Path | None = None) -> Iterator[Background]:
+    """A command beside the test, ended with it."""
+    command = Background(data_dir, *arguments, cwd=cwd)
+    try:
+        yield command
+    finally:
+        if command.process.poll() is None:
+            command.end(signal.SIGTERM)
