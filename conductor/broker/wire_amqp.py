@@ -38,6 +38,8 @@ class _AmqpLink:
         self._kombu = connection
         try:
             connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            # SO_RCVTIMEO, kombu's read_timeout, has no effect in the middle of a frame.
+            connection.connection.sock.settimeout(connection.transport_options["read_timeout"])
             self._channel = connection.channel()
             events_exchange(AMQP)(self._channel).declare()
             replies_exchange(AMQP)(self._channel).declare()
@@ -129,7 +131,8 @@ class AmqpReceiver(_AmqpLink):
     def receive(self) -> list[Raw]:
         """See `Receiver.receive`."""
         while len(self._inbox) < self.receive_limit and self._readable():
-            self._kombu.drain_events()
+            # Not drain_events: it goes on to wait after a heartbeat.
+            self._kombu.connection.blocking_read()
         if self._cancelled:
             raise RecoverableConnectionError("the broker ended a subscription")
         received, self._inbox = self._inbox, []

@@ -51,6 +51,12 @@ def virtual_host() -> Iterator[str]:
         _ctl("delete_vhost", name)
 
 
+def connection_count(url: str) -> int:
+    """How many connections the virtual host in url has."""
+    vhost = url.rsplit("/", 1)[1]
+    return _ctl("--no-table-headers", "list_connections", "vhost").split().count(vhost)
+
+
 def list_objects(kind: str, url: str, *columns: str) -> list[list[str]]:
     """What `rabbitmqctl list_<kind>` says of the virtual host in url, one row each, without the header."""
     vhost = url.rsplit("/", 1)[1]
