@@ -23,7 +23,6 @@ _RESERVED = frozenset(
         "port",
         "supervised",
         "tls-port",
-        "unixsocket",
     }
 )
 _DEFAULTS = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}

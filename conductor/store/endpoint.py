@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ class Endpoint:
 
 def read_url(url: str) -> Endpoint:
     """Read redis://, rediss:// and unix:// URLs; StateError STATE_BAD_URL with the reason."""
-    shown = mask_url(url) if isinstance(url, str) else repr(url)
+    shown = _without_secrets(url)
     try:
         scheme = urlsplit(url).scheme
         if scheme not in SCHEMES:
@@ -53,6 +54,13 @@ def read_url(url: str) -> Endpoint:
         )
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise bad_url(shown, str(error)) from None
+
+
+def _without_secrets(url: object) -> str:
+    if not isinstance(url, str):
+        return f"a {type(url).__name__}"
+    # In what is no URL a password is not to be recognised, so all that may hold one goes.
+    return mask_url(url) if "://" in url else repr(re.sub(r".*@", "***@", url, flags=re.DOTALL))
 
 
 def bad_url(shown: str, reason: str) -> StateError:

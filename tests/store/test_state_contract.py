@@ -5,7 +5,7 @@ import gc
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ from conductor.core.state import AgentState, WorkflowState
 from conductor.orchestration.state_manager import InMemoryStateManager, StateManager
 from conductor.store.redis_state import RedisStateManager
 from tests.store.conftest import Pair
+from tests.store.makers import START, agent, result, workflow
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 NASTY = [
     'a:b"c\\d',
     "ümläut-漢字-🎉",
@@ -29,23 +29,6 @@ NASTY = [
     "{tag}",
     "%b",
 ]
-
-
-def agent(agent_id: str, age: int = 0, **fields: Any) -> AgentState:
-    """An agent state that is `age` seconds older than START."""
-    born = START - timedelta(seconds=age)
-    return AgentState(agent_id=agent_id, **{"agent_type": AgentType.CODING, "created_at": born} | fields)
-
-
-def workflow(workflow_id: str, age: int = 0, **fields: Any) -> WorkflowState:
-    return WorkflowState(workflow_id=workflow_id, started_at=START - timedelta(seconds=age), **fields)
-
-
-def result(
-    task_id: str, age: int = 0, status: TaskStatus = TaskStatus.COMPLETED, **fields: Any
-) -> TaskResult:
-    started = START - timedelta(seconds=age)
-    return TaskResult(task_id=task_id, agent_id="a", status=status, started_at=started, **fields)
 
 
 @dataclass

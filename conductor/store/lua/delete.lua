@@ -2,7 +2,10 @@
 -- KEYS: ..., the entity. ARGV: id.
 -- Returns 1, or 0 where there was none.
 
-local before = redis.call('HGET', KEYS[4], '_version')
+local before = redis.pcall('HGET', KEYS[4], '_version')
+if type(before) == 'table' then
+  before = nil -- Not a hash: somebody damaged it, which is no reason to keep it.
+end
 local deleted = redis.call('UNLINK', KEYS[4])
 forget(ARGV[1])
 if deleted == 1 then
