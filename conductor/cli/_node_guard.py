@@ -1,9 +1,10 @@
 """Runs a node for as long as its owner wants; a program of its own, which imports nothing of ours.
 
 Called as `python -I -S _node_guard.py GRACE_SECONDS COMMAND...`. Standard input is a pipe that the owner
-holds. When it closes, or an "e" comes, the node is told to end (SIGTERM) and killed after GRACE_SECONDS;
-a "k" kills it at once. Nothing the node started outlives it: on Linux this process adopts the orphans
-among its descendants. The exit status is the node's, 128 + n where signal n ended it.
+holds. An "e" on it tells the node to end (SIGTERM) and kills it after GRACE_SECONDS, a "k" kills it at
+once; when the pipe closes, the owner is gone and the node is killed soon. Nothing the node started
+outlives it: on Linux this process adopts the orphans among its descendants. The exit status is the
+node's, 128 + n where signal n ended it.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL = b"k"
+ORPHAN_SECONDS = 2.0
 
 
 def adopt_orphans() -> None:
@@ -47,11 +49,12 @@ def children() -> list[int]:
 
 def end_on_demand(node: subprocess.Popen[bytes], grace: float) -> None:
     """Wait for the owner's word or its end, then end the node."""
-    if os.read(0, 1) == KILL:
+    word = os.read(0, 1)
+    if word == KILL:
         node.kill()
         return
     node.terminate()
-    killer = threading.Timer(grace, node.kill)
+    killer = threading.Timer(grace if word else ORPHAN_SECONDS, node.kill)
     killer.daemon = True
     killer.start()
     if os.read(0, 1) == KILL:

@@ -11,7 +11,7 @@ from conductor.cli.execution import FAILED
 from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
-from conductor.cli.servers import embedded_if_needed, free_ids, names
+from conductor.cli.servers import free_ids, names, servers_for_a_run
 from conductor.cli.workflow_file import Workflow
 from conductor.client import Conductor
 from conductor.core.channels import workflow_channel
@@ -23,6 +23,9 @@ from conductor.core.messages import AgentMessage, TaskResultPayload
 from conductor.core.models import TaskDefinition, TaskResult
 from conductor.core.state import AgentState, WorkflowState
 from conductor.orchestration.workflow_engine import WorkflowEngine
+
+RUN = "run"
+"""In the ids of agents that live for one run."""
 
 
 class WorkflowRun:
@@ -46,8 +49,12 @@ class WorkflowRun:
 
     async def run(self) -> int:
         """Run it; 0 only if every task was completed."""
-        with self._board:
-            state = await self._run()
+        try:
+            with self._board:
+                state = await self._run()
+        except asyncio.CancelledError:
+            self._output.note("interrupted: the run is cancelled and what it started has ended")
+            raise
         self._board.summarize(self._output.human)
         succeeded = state.status is TaskStatus.COMPLETED and all(
             row.status is TaskStatus.COMPLETED for row in self._board.rows.values()
@@ -61,8 +68,8 @@ class WorkflowRun:
     async def _run(self) -> WorkflowState:
         echo = self._output.note if self._verbose else None
         async with (
-            embedded_if_needed(self._config),
-            Conductor(self._config) as conductor,
+            servers_for_a_run(self._config) as config,
+            Conductor(config) as conductor,
             Fleet(conductor, self._on_node, echo) as fleet,
         ):
             await self._start_missing(conductor, fleet)
@@ -70,7 +77,11 @@ class WorkflowRun:
             async with _watching(conductor, self._board):
                 dispatcher = _Dispatcher(conductor, self._board, self._workflow.definition.workflow_id)
                 engine = WorkflowEngine(dispatcher, conductor.state, stop_on_failure=self._stop_on_failure)
-                state = await engine.run_workflow(self._workflow.definition)
+                try:
+                    state = await engine.run_workflow(self._workflow.definition)
+                except asyncio.CancelledError:
+                    self._board.say("interrupted: cancelling, and stopping what was started")
+                    raise
             for task_id, result in state.task_results.items():
                 self._board.ended(task_id, result)
             await fleet.stop()
@@ -79,8 +90,8 @@ class WorkflowRun:
 
     async def _start_missing(self, conductor: Conductor, fleet: Fleet) -> None:
         """Start a node for every type of agent of which none is alive."""
-        alive = [agent for agent in await conductor.living_agents() if _is_fresh(agent, self._config)]
-        there = {agent.agent_type for agent in alive}
+        alive = await conductor.living_agents()
+        there = {agent.agent_type for agent in alive if _is_to_stay(agent, self._config)}
         wanted = dict.fromkeys(task.assigned_to for task in self._workflow.ordered_tasks if task.assigned_to)
         missing = [agent_type for agent_type in wanted if agent_type not in there]
         _require_known(missing)
@@ -88,7 +99,7 @@ class WorkflowRun:
             return
         self._board.say(f"starting agents: {', '.join(missing)}")
         taken = names(await conductor.state.list_agent_states())
-        await fleet.start((kind.value, free_ids(f"{kind.value}-run", 1, taken)[0]) for kind in missing)
+        await fleet.start((kind.value, free_ids(f"{kind.value}-{RUN}", 1, taken)[0]) for kind in missing)
 
     def _on_node(self, event: str, node: NodeProcess, sentence: str) -> None:
         if event != "ready" or self._verbose:
@@ -154,9 +165,10 @@ async def _watching(conductor: Conductor, board: Board) -> AsyncIterator[None]:
         await asyncio.gather(watcher, return_exceptions=True)
 
 
-def _is_fresh(agent: AgentState, config: ConductorConfig) -> bool:
-    """Whether a heartbeat is so recent that the node was not killed long ago; too few agents cost more."""
-    assert agent.last_heartbeat is not None
+def _is_to_stay(agent: AgentState, config: ConductorConfig) -> bool:
+    """Whether an agent will be there: not another run's, nor a killed node's, whose heartbeat is late."""
+    if agent.last_heartbeat is None or f"-{RUN}-" in agent.agent_id:
+        return False
     age = (utc_now() - agent.last_heartbeat).total_seconds()
     return age < 2 * config.node.heartbeat_interval + 0.5
 

@@ -2,7 +2,11 @@
 
 import asyncio
 import contextlib
+import os
+import shutil
+import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from conductor.broker.addresses import find_addresses
 from conductor.client import Conductor
@@ -11,6 +15,7 @@ from conductor.core.exceptions import ConductorError, ConfigurationError
 from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
 
+RUN_MARKER = "run.pid"
 NOTHING_THERE = ("NO_BROKER", "NO_REDIS")
 
 
@@ -34,6 +39,58 @@ async def embedded_if_needed(config: ConductorConfig) -> AsyncIterator[EmbeddedS
         with contextlib.suppress(ConductorError):
             await starting
         await asyncio.to_thread(server.stop)
+
+
+@contextlib.asynccontextmanager
+async def servers_for_a_run(config: ConductorConfig) -> AsyncIterator[ConductorConfig]:
+    """Give the configuration to run with: as configured, or with what `up` serves, or a server of ours.
+
+    The server of another run is not used, for it ends with that run; ours is in a directory of its own then.
+    """
+    marker = config.data_dir / RUN_MARKER
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            lent = config.broker_url is None and config.redis.url is None and _names_a_process(marker)
+            server = None if lent else await stack.enter_async_context(embedded_if_needed(config))
+        except ConfigurationError as error:
+            if error.error_code != "EMBEDDED_IN_USE":
+                raise
+            lent, server = True, None
+        if server is not None:
+            marker.write_text(str(os.getpid()))
+            stack.callback(marker.unlink, missing_ok=True)
+        elif lent:
+            config = await _private_server(config, stack)
+        yield config
+
+
+async def _private_server(config: ConductorConfig, stack: contextlib.AsyncExitStack) -> ConductorConfig:
+    place = config.data_dir / "servers" / uuid.uuid4().hex
+    stack.push_async_callback(asyncio.to_thread, shutil.rmtree, place, ignore_errors=True)
+    private = config.model_copy(update={"data_dir": place})
+    server = await stack.enter_async_context(embedded_if_needed(private))
+    assert server is not None
+    redis = config.redis.model_copy(update={"url": server.url})
+    return config.model_copy(update={"broker_url": server.url, "redis": redis})
+
+
+def refuse_a_runs_server(config: ConductorConfig) -> None:
+    """Raise ConfigurationError, code EMBEDDED_IN_USE, where the only server is one that ends with a run."""
+    configured = config.broker_url is not None or config.redis.url is not None
+    if not configured and _names_a_process(config.data_dir / RUN_MARKER):
+        raise ConfigurationError(
+            f"a 'conductor run' has its server in {config.data_dir} and ends it soon: wait for it, or set "
+            "CONDUCTOR_DATA_DIR to another directory",
+            "EMBEDDED_IN_USE",
+        )
+
+
+def _names_a_process(marker: Path) -> bool:
+    try:
+        os.kill(int(marker.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from conductor.broker.node_spec import find_agent
 from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
-from conductor.cli.servers import embedded_if_needed, free_ids, keep_running, names
+from conductor.cli.servers import embedded_if_needed, free_ids, keep_running, names, refuse_a_runs_server
 from conductor.client import Conductor
 from conductor.core.config import ConductorConfig, mask_url
 from conductor.store.embedded import EmbeddedServer
@@ -37,6 +37,7 @@ class Service:
     async def run(self) -> int:
         """Start everything, say how to reach it, and serve until cancelled."""
         agents = _known(self._agents)
+        refuse_a_runs_server(self._config)
         async with embedded_if_needed(self._config) as server, Conductor(self._config) as conductor:
             self._say_addresses(conductor, server)
             try:
