@@ -21,6 +21,8 @@ from conductor.orchestration.message_bus import Callback, cancel_and_wait
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kombu import Connection
+
     from conductor.orchestration.pending import PendingRequests
 
 
@@ -161,10 +163,18 @@ class Session:
             if thread.ended.done():
                 thread.join(0.1)  # it has nothing left to do but to return
 
-    def _open_sender(self) -> Sender:
-        connection = kombu_connection(
-            self._settings.url, connect_timeout=self._settings.connect_timeout, io_timeout=_IO_TIMEOUT
+    def _connection(self, heartbeat: float = 0) -> Connection:
+        limit = self._settings.connect_timeout
+        # The handshake consists of reads and writes as well, and must not take longer than connecting may.
+        return kombu_connection(
+            self._settings.url,
+            connect_timeout=limit,
+            io_timeout=min(_IO_TIMEOUT, limit),
+            heartbeat=heartbeat,
         )
+
+    def _open_sender(self) -> Sender:
+        connection = self._connection()
         if transport_name(self._settings.url) is None:
             from conductor.broker.wire_amqp import AmqpSender
 
@@ -174,12 +184,7 @@ class Session:
         return RedisSender(connection)
 
     def _open_receiver(self, confirmed: Callable[[Address], None]) -> Receiver:
-        connection = kombu_connection(
-            self._settings.url,
-            connect_timeout=self._settings.connect_timeout,
-            io_timeout=_IO_TIMEOUT,
-            heartbeat=_HEARTBEAT,
-        )
+        connection = self._connection(_HEARTBEAT)
         if transport_name(self._settings.url) is None:
             from conductor.broker.wire_amqp import AmqpReceiver
 

@@ -1,0 +1,65 @@
+"""A TCP proxy that can cut, refuse and fall silent, to have an outage of a broker one may not stop."""
+
+import asyncio
+import contextlib
+import socket
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+
+class Proxy:
+    """Forwards a port of its own to the server in `url`; `proxy.url` is the same URL through it."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 0)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._forwards = asyncio.Event()
+        self._forwards.set()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port: int = probe.getsockname()[1]
+        host = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+        self.url = urlunsplit(parts._replace(netloc=f"{host}127.0.0.1:{self._port}"))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Accept connections."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+
+    async def stop(self) -> None:
+        """Cut all connections and refuse new ones."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._forwards.set()
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def fall_silent(self) -> None:
+        """Keep and accept connections, and forward nothing any more."""
+        self._forwards.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            self._writers.add(far_writer)
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            self._writers.discard(far_writer)
+        finally:
+            self._writers.discard(writer)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._forwards.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
