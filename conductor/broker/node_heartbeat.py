@@ -9,6 +9,10 @@ from celery import bootsteps
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks whether the node is ready, and whether its child lives.
+READY_LOOK_INTERVAL = 0.05
+CHILD_LOOK_INTERVAL = 0.25
+
 
 class AgentHeartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
     """Stamps the states of the node's agents while it lives, whatever their code does to the child.
@@ -22,15 +26,15 @@ class AgentHeartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, w: Any) -> None:
         """Start stamping."""
-        self._ready = False
         self._trouble = False
-        self._early = w.timer.call_repeatedly(0.05, self._look, (w,))
+        self._early = w.timer.call_repeatedly(READY_LOOK_INTERVAL, self._look, (w,))
+        # Celery 5.7 notices the end of the first child only in a check every 5 s, of later ones at once.
+        w.timer.call_repeatedly(CHILD_LOOK_INTERVAL, w.pool.maintain_pool)
 
     def _look(self, w: Any) -> None:
         """Wait for the node to be ready."""
         if w.listening and self._beat(w):
             self._early.cancel()
-            self._ready = True
             logger.warning("Node %s is ready: %s", w.hostname, ", ".join(a.agent_id for a in w.spec.agents))
             w.timer.call_repeatedly(w.app.config.node.heartbeat_interval, self._beat, (w,))
 

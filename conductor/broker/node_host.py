@@ -71,7 +71,12 @@ class AgentHost:
             raise
 
     def stop(self) -> None:
-        """Stop the agents, file their state and disconnect."""
+        """Stop the agents, file their state and disconnect.
+
+        A process that ends in the middle of a task leaves all of it to the one that takes its place.
+        """
+        if self._runner.busy:
+            return
         try:
             self._runner.call(self._stop(), STOP_LIMIT)
         except Exception:

@@ -114,18 +114,22 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
         self, app: Any, agent: HostedAgent, request: AgentMessage, reply_to: str | None, left: float | None
     ) -> None:
         limit = _time_limit(request, left)
-        app.send_task(
+        task = app.amqp.as_task_v2(
+            request.correlation_id or request.message_id,
             HANDLE_MESSAGE,
             args=(request.model_dump(mode="json"),),
             kwargs={"agent_id": agent.agent_id, "reply_to": reply_to, "run": request.message_id},
-            task_id=request.correlation_id or request.message_id,
-            queue=topology.agent_queue(agent.agent_id),
             expires=left,
             soft_time_limit=limit,
             time_limit=limit + app.config.work.hard_limit_grace,
             argsrepr=f"({request.message_type.value} from {request.sender_id} to {agent.agent_id})",
             kwargsrepr="{}",
         )
+        # Not app.send_task: it would have RabbitMQ drop an expired task, and nobody would file its end.
+        with app.producer_or_acquire() as producer:
+            app.amqp.send_task_message(
+                producer, HANDLE_MESSAGE, task, queue=topology.agent_queue(agent.agent_id)
+            )
 
 
 def _seconds_left(message: Any) -> float | None:

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request, task_ready
 
 from conductor.broker.node_runner import CANCEL_SIGNAL
@@ -60,6 +61,9 @@ class NodeRequest(Request):  # type: ignore[misc]
         return_ok: bool = False,
     ) -> None:
         """Also end a task that was cancelled while it ran."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, TimeLimitExceeded):
+            return  # The pool calls `on_timeout` next.
         if self._cancelled and not self._already_revoked:
             self._announce_revoked("cancelled", terminated=True, signum=str(CANCEL_SIGNAL), expired=False)
             return

@@ -57,6 +57,11 @@ class LoopThread:
         return self._loop
 
     @property
+    def busy(self) -> bool:
+        """Whether a coroutine that `run` was given has not ended."""
+        return self._task is not None
+
+    @property
     def reason(self) -> Reason | None:
         """Why the coroutine that runs now was interrupted, if it was."""
         return self._reason

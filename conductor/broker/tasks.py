@@ -32,7 +32,7 @@ EXECUTE_TASK = "conductor.execute_task"
 NODE_REQUEST = "conductor.broker.node_request:NodeRequest"
 
 #: How often a task is started before it is given up because it kills the process it runs in.
-MAX_ATTEMPTS = 5
+MAX_ATTEMPTS = 3
 
 
 def register(app: Celery) -> None:
@@ -82,7 +82,6 @@ def handle_message(
     start = _records(self).start(self.request, run)
     if start.end is not None:
         _answer_again(host, start.end, reply_to)
-    error: Exception | None = None
     try:
         if start.attempt > MAX_ATTEMPTS:
             raise _given_up(self.request.id, agent_id)
@@ -94,13 +93,12 @@ def handle_message(
         response = timeout_response(request, agent_id, seconds)
         host.file_timeout(agent, request, seconds)
     except Exception as raised:  # noqa: BLE001 - whatever an agent raises is its answer
-        error = raised
         response = _raised_response(request, agent_id, raised)
     response = _as_error(request, agent_id, response)
     host.reply(response, reply_to)
     outcome = response.model_dump(mode="json")
     if response.message_type is MessageType.ERROR:
-        raise failed(response.payload["error_message"], outcome, response.payload["traceback"]) from error
+        raise failed(response.payload["error_message"], outcome, response.payload["traceback"])
     return outcome
 
 

@@ -1,6 +1,5 @@
 """Nodes that the tests of one broker share."""
 
-import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from conductor.broker.addresses import Addresses
 from conductor.client import Conductor
 from conductor.core.enums import AgentType
 from conductor.core.models import TaskDefinition
-from tests.support import rabbitmq
 from tests.support.nodes import AgentNode, Farm
 
 #: Short, so that what a killed node held is back soon.
@@ -28,17 +26,15 @@ SETTINGS = {
 def farm(
     request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Farm]:
-    """Nodes on one kind of broker, in a database and a virtual host of their own; results are in Valkey."""
+    """Nodes on one kind of broker; results are in Valkey, in a database of their own."""
     server = valkey_url.rpartition("/")[0]
-    with contextlib.ExitStack() as stack:
-        if request.param == "valkey":
-            addresses = Addresses(f"{server}/7", f"{server}/7")
-        else:
-            request.getfixturevalue("rabbitmq_url")  # skips, or fails, where there is none
-            addresses = Addresses(stack.enter_context(rabbitmq.virtual_host()), f"{server}/8")
-        farm = Farm(addresses, tmp_path_factory.mktemp(f"nodes-{request.param}"), SETTINGS)
-        stack.callback(farm.teardown)
-        yield farm
+    if request.param == "valkey":
+        addresses = Addresses(f"{server}/7", f"{server}/7")
+    else:
+        addresses = Addresses(request.getfixturevalue("rabbitmq_url"), f"{server}/8")
+    farm = Farm(addresses, tmp_path_factory.mktemp(f"nodes-{request.param}"), SETTINGS)
+    yield farm
+    farm.teardown()
 
 
 @pytest.fixture(scope="package")
