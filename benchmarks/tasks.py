@@ -29,12 +29,12 @@ class _Peer:
 
 _NODE = (f"{_CONDUCTOR}:app", ("--agent", _AGENT))
 _PEERS = [
-    _Peer(_OURS, ("conductor-tasks",), _NODE[0], "conductor.store.node_state", _NODE[1]),
+    _Peer(_OURS, ("conductor-tasks",), _NODE[0], "conductor.client", _NODE[1]),
     _Peer(
         "a plain task of Conductor's app",
         ("plain-celery", f"{_CONDUCTOR}:app", _TASK),
         _NODE[0],
-        "conductor.store.node_state",
+        "conductor.client",
         _NODE[1],
     ),
     _Peer(_NATURAL, ("plain-celery", f"{_PLAIN}:natural", _TASK), f"{_PLAIN}:natural"),
