@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from conductor.core.exceptions import StateError
 from conductor.store.endpoint import Endpoint, bad_url
 
+# Redis before 7 wraps the error of a command that a script called, some of them twice.
+_WRAPPED = re.compile(r".*@user_script: ?\d+: -?(.*)", re.DOTALL)
+
 
 class ReplyError(Exception):
     """An error that the server replied; its first word is the server's code for it."""
+
+    def __init__(self, reply: str) -> None:
+        wrapped = _WRAPPED.fullmatch(reply)
+        super().__init__(wrapped.group(1) if wrapped else reply)
 
     @property
     def word(self) -> str:

@@ -105,7 +105,7 @@ class Link:
         return False
 
     async def run_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send read-only commands as one pipeline and return the replies, ReplyErrors among them."""
+        """Send commands that may run twice as one pipeline and return the replies, ReplyErrors among them."""
         again = True
         while True:
             wire = self._wire

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from conductor.core.exceptions import StateError
 from conductor.orchestration.state_checks import below_zero, conflict
-from conductor.orchestration.state_kinds import AGENT, WORKFLOW, Kind, Versioned
+from conductor.orchestration.state_kinds import AGENT, TASK_RESULT, WORKFLOW, Kind, Versioned
 from conductor.orchestration.state_manager import StateManager
 from conductor.store.endpoint import read_url
 from conductor.store.failures import ReplyError
@@ -20,7 +20,10 @@ from conductor.store.link import Link
 from conductor.store.redis_watch import RedisWatch, Versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from conductor.core.models import TaskResult
+    from conductor.store.keyspace import Command
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +123,34 @@ class RedisStateManager(StateManager):
                 raise
             actual = int(str(reply).split()[1])
             raise conflict(kind, kind.id_of(state), expected, actual) from None
+
+    async def save_task_results(self, results: Iterable[TaskResult]) -> None:
+        """Save many results, each atomically, as pipelines; raise the first failure in the end."""
+        failures: list[StateError] = []
+        batch: list[tuple[Command, bytes]] = []
+        for result in results:
+            try:
+                fields = TASK_RESULT.encode(result)
+            except StateError as error:
+                failures.append(error)
+                continue
+            key = self._keys.key(TASK_RESULT, result.task_id)
+            batch.append((self._keys.save(TASK_RESULT, result, fields, None, None), key))
+        for start in range(0, len(batch), _CHUNK):
+            failures += await self._send_batch(batch[start : start + _CHUNK])
+        if failures:
+            raise failures[0]
+
+    async def _send_batch(self, batch: list[tuple[Command, bytes]]) -> list[StateError]:
+        failures = []
+        replies = await self._link.run_all([command for command, _ in batch])
+        for (command, key), reply in zip(batch, replies, strict=True):
+            if isinstance(reply, ReplyError):
+                try:
+                    await self._link.run(command, key)
+                except StateError as error:
+                    failures.append(error)
+        return failures
 
     async def _save_changes(
         self, kind: Kind[M], state: M, fields: dict[str, bytes], expected: int | None

@@ -46,8 +46,9 @@ def _constants(kind: Kind[Any]) -> str:
     values = ", ".join(f"{name} = {_table(list(words))}" for name, words in kind.filters.items())
     return "\n".join(
         [
-            f"local FIELDS, FILTERS = {_table(kind.plain)}, {_table(kind.filters)}",
-            f"local PARTS, WATCHED = {json.dumps(bool(kind.parts))}, {json.dumps(kind is AGENT)}",
+            f"local FILTERS, PARTS, WATCHED = {_table(kind.filters)},"
+            f" {json.dumps(bool(kind.parts))}, {json.dumps(kind is AGENT)}",
+            f"local function fields() return {_table(kind.plain)} end",
             f"local function filter_values() return {{{values}}} end",
         ]
     )

@@ -14,6 +14,7 @@ import redis
 
 from conductor.core.exceptions import StateError
 from conductor.store.embedded import EmbeddedServer
+from conductor.store.failures import ReplyError
 from conductor.store.redis_state import RedisStateManager
 from conductor.store.sync_state import SyncState
 from tests.store.makers import agent, result
@@ -318,3 +319,15 @@ async def test_a_unix_socket_will_do(tmp_path: Path) -> None:
             await state.save_agent_state(agent("a"))
             assert SyncState(f"unix://{path}?db=1").touch_heartbeat("a")
             assert not SyncState(f"unix://{path}").touch_heartbeat("a")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "OOM command not allowed",
+        "@user_script: 107: @user_script: 107: -OOM command not allowed",
+        "ERR Error running script (call to f_0): @user_script:86: OOM command not allowed",
+    ],
+)
+def test_what_old_servers_say_of_a_command_in_a_script_is_understood(reply: str) -> None:
+    assert ReplyError(reply).word == "OOM"

@@ -1,4 +1,5 @@
--- What every script starts with, after the constants of its kind (KIND, FIELDS, FILTERS, PARTS, WATCHED).
+-- What every script starts with, after the constants of its kind (FILTERS, PARTS, WATCHED, fields and
+-- filter_values, which are functions because making a table costs each run of a script a microsecond).
 -- KEYS: the index of the kind (score: microseconds since 1970 of the entity's birth), the index of what expires
 -- (score: milliseconds since 1970), the channel of changes, then what the script itself says.
 -- A hash holds one JSON value per field, and `_version`, which grows with every write.
@@ -10,14 +11,10 @@ local function microseconds()
   return time[1] * 1000000 + time[2]
 end
 
--- Taken from the clock, so that what is deleted and made again never gets a version that it had before.
+-- The first one is the clock's, so that what is deleted and made again never gets a version it had before.
 local function next_version(old)
-  local version = microseconds()
-  local before = tonumber(old or 0) or 0
-  if version <= before then
-    version = before + 1
-  end
-  return string.format('%.0f', version)
+  local before = old and tonumber(old)
+  return string.format('%.0f', before and before + 1 or microseconds())
 end
 
 local function filter_index(name, json)
@@ -34,8 +31,12 @@ local function forget(id)
   end
 end
 
+local function is_watched()
+  return WATCHED and redis.call('PUBSUB', 'NUMSUB', CHANNEL)[2] > 0
+end
+
 local function announce_deletion(id, version)
-  if WATCHED then
+  if is_watched() then
     redis.call('PUBLISH', CHANNEL, 'D ' .. version .. ' ' .. id)
   end
 end

@@ -34,21 +34,24 @@ for from = at + STEP + 1, #ARGV, STEP do
   redis.call('HSET', key, unpack(ARGV, from, math.min(from + STEP - 1, #ARGV)))
 end
 
-if redis.call('ZADD', INDEX, score, id) == 0 and not old[1] then
+local moved = redis.call('ZADD', INDEX, 'CH', score, id) == 1
+if not moved and not old[1] then
   -- It is in the index but was not there: it expired, with filters that nobody remembers.
   forget(id)
   redis.call('ZADD', INDEX, score, id)
 end
 for i, name in ipairs(FILTERS) do
-  local new = ARGV[5 + i]
-  if old[i + 1] and old[i + 1] ~= new then
-    redis.call('ZREM', filter_index(name, old[i + 1]), id)
+  local before, new = old[i + 1], ARGV[5 + i]
+  if before and before ~= new then
+    redis.call('ZREM', filter_index(name, before), id)
   end
-  redis.call('ZADD', filter_index(name, new), score, id)
+  if moved or before ~= new then
+    redis.call('ZADD', filter_index(name, new), score, id)
+  end
 end
 keep(key, id, ttl)
 
-if WATCHED then
+if is_watched() then
   local pairs_of_json = {}
   for i = at + 1, #ARGV, 2 do
     pairs_of_json[#pairs_of_json + 1] = '"' .. ARGV[i] .. '":' .. ARGV[i + 1]

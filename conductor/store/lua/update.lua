@@ -43,9 +43,10 @@ for i, name in ipairs(FILTERS) do
 end
 keep(key, id, ttl)
 
-if WATCHED then
-  local all = redis.call('HMGET', key, unpack(FIELDS))
-  for i, name in ipairs(FIELDS) do
+if is_watched() then
+  local names = fields()
+  local all = redis.call('HMGET', key, unpack(names))
+  for i, name in ipairs(names) do
     all[i] = '"' .. name .. '":' .. (all[i] or 'null')
   end
   redis.call('PUBLISH', CHANNEL, 'S ' .. version .. ' {' .. table.concat(all, ',') .. '}')
