@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 GUARD = Path(__file__).with_name("_node_guard.py")
 GRACE_SECONDS = 10.0
+GUARD_SECONDS = 5.0
 LOG_LIMIT = 10 * 1024 * 1024
 LOG_TAIL = 4000
 
@@ -105,11 +107,22 @@ class NodeProcess:
             return
         try:
             self._tell(b"e")
-            await self.wait()
+            await self._wait_or_kill(GRACE_SECONDS + GUARD_SECONDS)
         except asyncio.CancelledError:
             self._tell(b"k")
-            await self.wait()
+            await self._wait_or_kill(GUARD_SECONDS)
             raise
+
+    async def _wait_or_kill(self, limit: float) -> None:
+        """Wait for the guard to do its work; one that cannot is killed with its process group."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(limit):
+                await self.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self._process.wait()
 
     def last_words(self) -> str:
         """The end of what this start of the node logged."""

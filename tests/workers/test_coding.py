@@ -22,7 +22,7 @@ async def test_it_fixes_and_formats_and_the_diff_applies_to_the_original(
     fixed = (workspace / "demo/greeting.py").read_text()
     assert "import sys" not in fixed
     assert "def greet(name):" in fixed
-    patch = ["patch", "-p1", "--batch", "-d", str(project)]
+    patch = ["git", "-C", str(project), "apply", "-p1", "-"]
     await asyncio.to_thread(
         subprocess.run, patch, input=result.output_data["diff"], text=True, check=True, capture_output=True
     )
