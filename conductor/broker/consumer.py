@@ -92,7 +92,7 @@ class Consumer(LinkThread[Receiver]):
                 self._apply_changes(link)
             if ready or more:
                 chunk = link.receive()
-                more = len(chunk) >= link.receive_limit
+                more = link.more
                 if chunk and self._intake.put(chunk, link):
                     self._post(self._intake.work)
             if time.monotonic() >= check_at:

@@ -20,9 +20,11 @@ from conductor.orchestration.message_bus import (
     encode_message,
     not_connected,
 )
-from conductor.orchestration.pending import PendingRequests
+from conductor.orchestration.pending import PendingRequests, discard
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from conductor.core.messages import AgentMessage
 
 
@@ -137,9 +139,12 @@ class KombuMessageBus(MessageBus):
             await sent
             return
         inbox = session.origins.find(correlation_id) or REPLY_TO_ANY
-        await asyncio.gather(
-            sent, session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id)
-        )
+        answered = session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id)
+        try:
+            await sent
+            await answered
+        finally:
+            discard(answered)
 
     async def reply(self, inbox: str, message: AgentMessage) -> None:
         """Send `message` to the inbox of who asked, its `bus_id`, and nowhere else."""
@@ -175,21 +180,35 @@ class KombuMessageBus(MessageBus):
         encode_message(message)
         answer_by = time.time() + timeout
 
-        async def ask(channel: str, question: AgentMessage) -> None:
-            await session.listen_for_answers()
-            if question.is_expired():
-                return
-            self._published += 1
-            await session.publisher.publish(
-                EVENTS,
-                channel,
-                encode_message(question),
-                reply_to=self.bus_id,
-                correlation_id=question.correlation_id,
-                answer_by=answer_by,
-            )
+        def ask(channel: str, question: AgentMessage) -> Awaitable[None]:
+            if session.listens_for_answers:
+                return self._ask(session, channel, question, answer_by)
+            return self._listen_and_ask(session, channel, question, answer_by)
 
         return await self._pending.ask(channel, message, timeout, ask)
+
+    async def _listen_and_ask(
+        self, session: Session, channel: str, question: AgentMessage, answer_by: float
+    ) -> None:
+        await session.listen_for_answers()
+        await self._ask(session, channel, question, answer_by)
+
+    def _ask(
+        self, session: Session, channel: str, question: AgentMessage, answer_by: float
+    ) -> asyncio.Future[None]:
+        if question.is_expired():
+            dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            dropped.set_result(None)
+            return dropped
+        self._published += 1
+        return session.publisher.publish(
+            EVENTS,
+            channel,
+            encode_message(question),
+            reply_to=self.bus_id,
+            correlation_id=question.correlation_id,
+            answer_by=answer_by,
+        )
 
     def _require(self, operation: str) -> Session:
         if self._session is None:

@@ -54,6 +54,7 @@ class Session:
         self._turn = Turn()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._inbox: list[Route] = []
         self._intake = LoopIntake(
             settings.bus_id, self._routes, pending, self.origins, settings.buffer_size, self.tally, self._turn
         )
@@ -110,10 +111,17 @@ class Session:
         if route is not None:
             self._remove_route(route)
 
+    @property
+    def listens_for_answers(self) -> bool:
+        """Whether answers to this bus's requests arrive here."""
+        return bool(self._inbox) and all(route.live.is_set() for route in self._inbox)
+
     async def listen_for_answers(self) -> None:
         """Return when answers to this bus's requests arrive here."""
-        for key in (self._settings.bus_id, REPLY_TO_ANY):
-            route = self._routes.get(REPLIES, key) or self._add_route(REPLIES, key)
+        if not self._inbox:
+            keys = (self._settings.bus_id, REPLY_TO_ANY)
+            self._inbox = [self._add_route(REPLIES, key) for key in keys]
+        for route in self._inbox:
             await self._until_live(route, "Waiting for the inbox of answers")
 
     async def _until_live(self, route: Route, what: str) -> None:

@@ -79,8 +79,8 @@ class Sender(Protocol):
 class Receiver(Protocol):
     """A connection that consumes; used by one thread, except `channel` and `decode`."""
 
-    #: The most messages that `receive` takes at once; fewer mean that no more have come.
-    receive_limit: int
+    #: Whether more was there when `receive` returned, which the socket need not show.
+    more: bool
 
     def fileno(self) -> int:
         """The socket to wait for."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+_RECEIVE_LIMIT = 256
+
 
 class _AmqpLink:
     """One connection with one channel on which the exchanges are declared."""
@@ -95,7 +97,7 @@ class AmqpSender(_AmqpLink):
 class AmqpReceiver(_AmqpLink):
     """Consumes from one queue per subscription; the queues vanish with the connection."""
 
-    receive_limit = 256
+    more = False
 
     def __init__(self, connection: Connection, confirmed: Callable[[Address], None]) -> None:
         super().__init__(connection)
@@ -130,12 +132,13 @@ class AmqpReceiver(_AmqpLink):
 
     def receive(self) -> list[Raw]:
         """See `Receiver.receive`."""
-        while len(self._inbox) < self.receive_limit and self._readable():
+        while len(self._inbox) < _RECEIVE_LIMIT and self._readable():
             # Not drain_events: it goes on to wait after a heartbeat.
             self._kombu.connection.blocking_read()
         if self._cancelled:
             raise RecoverableConnectionError("the broker ended a subscription")
         received, self._inbox = self._inbox, []
+        self.more = len(received) >= _RECEIVE_LIMIT
         return received
 
     def check(self) -> None:

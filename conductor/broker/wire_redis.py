@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 from pydantic_core import from_json, to_json
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS, REDIS, event_binding_key
 from conductor.broker.wire import Address, Incoming, Outgoing, Raw
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+#: Bytes to read at once, which is also how long the thread keeps the interpreter from the event loop.
+_GULP = 256 * 1024
+_NOT_ENOUGH = object()
 _HEAD = b'{"body":'
 _MIDDLE = b',"content-encoding":"utf-8","content-type":"application/json","headers":'
 _PROPERTIES = (
@@ -76,9 +80,13 @@ class RedisSender(_RedisLink):
 
 
 class RedisReceiver(_RedisLink):
-    """Receives in gulps; a name is SUBSCRIBEd, which costs the server less than a pattern."""
+    """Receives in gulps; a name is SUBSCRIBEd, which costs the server less than a pattern.
 
-    receive_limit = 512
+    Once redis-py has made the connection, its socket is read here: redis-py takes two more system calls and
+    an exception for each gulp, and formats each message for a debug log.
+    """
+
+    more = False
 
     def __init__(self, connection: Connection, confirmed: Callable[[Address], None]) -> None:
         super().__init__(connection)
@@ -86,15 +94,14 @@ class RedisReceiver(_RedisLink):
         self._addresses: dict[bytes, Address] = {}
         self._unconfirmed: deque[Address] = deque()
         self._unanswered_ping = False
-        # redis-py 8.1 formats every message for a debug log otherwise.
-        self._socket._parser.set_pubsub_push_handler(_as_it_is)  # noqa: SLF001
+        self._reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH)
+        self._raw = self._socket._sock  # noqa: SLF001
+        self._io_timeout = self._raw.gettimeout()
+        self._raw.settimeout(0)
 
     def fileno(self) -> int:
         """See `Receiver.fileno`."""
-        sock = self._socket._sock  # noqa: SLF001
-        if sock is None:
-            raise RedisConnectionError("the connection is closed")
-        number: int = sock.fileno()
+        number: int = self._raw.fileno()
         return number
 
     def add(self, address: Address) -> None:
@@ -113,19 +120,28 @@ class RedisReceiver(_RedisLink):
     def receive(self) -> list[Raw]:
         """See `Receiver.receive`."""
         received: list[Raw] = []
-        read = self._socket.read_response
-        addresses = self._addresses
+        try:
+            data = self._raw.recv(_GULP)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self.more = False
+            return received
+        if not data:
+            raise RedisConnectionError("the broker closed the connection")
+        # TLS hands over a record at a time and keeps the rest where poll() does not see it.
+        self.more = len(data) == _GULP or bool(isinstance(self._raw, ssl.SSLSocket) and self._raw.pending())
         self._unanswered_ping = False
-        with contextlib.suppress(RedisTimeoutError):
-            while len(received) < self.receive_limit:
-                reply = read(push_request=True, timeout=0, disconnect_on_error=False)
-                kind = reply[0]
-                if kind in (b"message", b"pmessage"):
-                    address = addresses.get(reply[1])
-                    if address is not None:
-                        received.append((address, reply[-2], reply[-1]))
-                elif kind in (b"subscribe", b"psubscribe"):
-                    self._confirmed(self._unconfirmed.popleft())
+        reader, addresses = self._reader, self._addresses
+        reader.feed(data)
+        while (reply := reader.gets()) is not _NOT_ENOUGH:
+            if isinstance(reply, Exception):
+                raise reply
+            kind = reply[0]
+            if kind in (b"message", b"pmessage"):
+                address = addresses.get(reply[1])
+                if address is not None:
+                    received.append((address, reply[-2], reply[-1]))
+            elif kind in (b"subscribe", b"psubscribe"):
+                self._confirmed(self._unconfirmed.popleft())
         return received
 
     def check(self) -> None:
@@ -162,7 +178,11 @@ class RedisReceiver(_RedisLink):
         return self._topic(address.exchange, key)
 
     def _command(self, *words: str | bytes) -> None:
-        self._socket.send_command(*words, check_health=False)
+        self._raw.settimeout(self._io_timeout)
+        try:
+            self._socket.send_command(*words, check_health=False)
+        finally:
+            self._raw.settimeout(0)
 
 
 def envelope(out: Outgoing) -> bytes:
@@ -190,7 +210,3 @@ def envelope(out: Outgoing) -> bytes:
 
 def _prefix_of(address: Address) -> str:
     return "P" if address.exchange == EVENTS and is_pattern(address.key) else ""
-
-
-def _as_it_is(response: Any) -> Any:
-    return response

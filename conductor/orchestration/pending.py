@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from conductor.core.exceptions import MessageBusError
@@ -46,16 +47,19 @@ class PendingRequests:
         copy = message.model_copy(update={"correlation_id": correlation_id})
         question = _Question(copy, asyncio.get_running_loop().create_future())
         self._questions.setdefault(correlation_id, []).append(question)
+        timer = None
+        publishing: asyncio.Future[None] | None = None
         try:
-            if await _answered(question.answer, asyncio.ensure_future(publish(channel, copy)), timeout):
-                return question.answer.result()
+            publishing = asyncio.ensure_future(publish(channel, copy))
+            publishing.add_done_callback(partial(_fail_with, question.answer))
+            timer = asyncio.get_running_loop().call_later(timeout, _expire, question, channel, timeout)
+            return await question.answer
         finally:
             self._forget(correlation_id, question)
-        raise MessageBusError(
-            f"No answer on {channel} within {timeout:g} s.",
-            "REQUEST_TIMEOUT",
-            {"channel": channel, "correlation_id": correlation_id, "timeout_seconds": timeout},
-        )
+            if timer is not None:
+                timer.cancel()
+            if publishing is not None:
+                discard(publishing)
 
     def resolve(self, message: AgentMessage) -> bool:
         """Hand `message` to the requests it answers; tell whether there were any."""
@@ -88,26 +92,31 @@ class PendingRequests:
         questions.remove(question)
         if not questions:
             del self._questions[correlation_id]
-        _discard(question.answer)
+        discard(question.answer)
 
 
-async def _answered(
-    answer: asyncio.Future[AgentMessage], publishing: asyncio.Future[None], timeout: float
-) -> bool:
-    """Wait for both, but no longer than for `answer`; a failure of `publishing` before it is raised."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    try:
-        both: set[asyncio.Future[Any]] = {publishing, answer}
-        await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if publishing.done() and not answer.done():
-            publishing.result()
-            await asyncio.wait({answer}, timeout=deadline - loop.time())
-    finally:
-        _discard(publishing)
-    return answer.done()
+def _fail_with(answer: asyncio.Future[AgentMessage], publishing: asyncio.Future[None]) -> None:
+    """Let a request fail as its publishing did."""
+    if publishing.cancelled() or answer.done():
+        return
+    error = publishing.exception()
+    if error is not None:
+        answer.set_exception(error)
 
 
-def _discard(future: asyncio.Future[Any]) -> None:
+def _expire(question: _Question, channel: str, timeout: float) -> None:
+    if not question.answer.done():
+        details = {
+            "channel": channel,
+            "correlation_id": question.message.correlation_id,
+            "timeout_seconds": timeout,
+        }
+        question.answer.set_exception(
+            MessageBusError(f"No answer on {channel} within {timeout:g} s.", "REQUEST_TIMEOUT", details)
+        )
+
+
+def discard(future: asyncio.Future[Any]) -> None:
+    """Lose interest in a future: cancel it, or else mark its outcome as seen, or asyncio would log it."""
     if not future.cancel() and not future.cancelled():
-        future.exception()  # marks it as seen: asyncio logs what nobody looked at
+        future.exception()
