@@ -13,7 +13,7 @@ help:  ## say what there is
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Conductor needs Python 3.11 or newer; this is %s (set PYTHON=...)" % sys.version.split()[0])'
-	$(PYTHON) -m venv --clear $(VENV) || $(MAKE) --no-print-directory virtualenv
+	$(PYTHON) -m venv $(VENV) || $(MAKE) --no-print-directory virtualenv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev --constraint constraints.txt
 	@touch $@
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 .PHONY: virtualenv
 virtualenv:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(VENV)-bootstrap virtualenv
-	PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --clear $(VENV)
+	PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv $(VENV)
 	rm -rf $(VENV)-bootstrap
 
 setup: $(STAMP)  ## make the virtual environment
