@@ -7,8 +7,8 @@ from benchmarks.lag import quantile
 from benchmarks.peers import is_installed
 from benchmarks.table import Row, compare
 
-_COUNT = 1_000
-_ONE_BY_ONE = 100
+_COUNT = 400
+_ONE_BY_ONE = 60
 _START_SECONDS = 60.0
 _OURS = "Conductor.dispatch"
 _NATURAL = "Celery as it comes"
