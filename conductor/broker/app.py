@@ -86,6 +86,7 @@ def create_app(
     from conductor.broker import node_control, tasks
     from conductor.broker.node_heartbeat import AgentHeartbeat
     from conductor.broker.node_intake import RequestIntake
+    from conductor.broker.node_pacing import EventPacing
 
     app = ConductorApp(
         "conductor", config=config, addresses=addresses, agents=agents, set_as_current=set_as_current
@@ -100,7 +101,7 @@ def create_app(
         )
     )
     app.steps["worker"].add(AgentHeartbeat)
-    app.steps["consumer"].add(RequestIntake)
+    app.steps["consumer"].update((RequestIntake, EventPacing))
     return app
 
 
@@ -172,7 +173,7 @@ def _backend_settings(config: ConductorConfig, addresses: Addresses) -> dict[str
 
 
 def _backend_url(url: str) -> str:
-    """Name a Unix socket as Celery does: redis+socket:///path?virtual_host=1 for unix:///path?db=1."""
-    if not url.startswith("unix://"):
-        return url
-    return "redis+socket://" + url.removeprefix("unix://").replace("db=", "virtual_host=")
+    """Choose our backend; a Unix socket is redis+socket:///path?virtual_host=1 to it, not unix:///path?db=1."""
+    if url.startswith("unix://"):
+        url = "socket://" + url.removeprefix("unix://").replace("db=", "virtual_host=")
+    return f"conductor.broker.backend:ResultBackend+{url}"

@@ -14,7 +14,6 @@ from conductor.broker import topology
 from conductor.broker.node_desk import NodeDesk
 from conductor.broker.node_host import AgentHost
 from conductor.broker.node_spec import CELERY_DEFAULT_NAME, NodeSpec, plan_node
-from conductor.broker.records import TaskRecords
 from conductor.core.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ class NodeWorker(Worker):  # type: ignore[misc]
     app: ConductorApp
     spec: NodeSpec
     host: AgentHost | None = None
-    records: TaskRecords
     listening: bool
     """Whether the node hears requests to its agents."""
 
@@ -64,7 +62,6 @@ class NodeWorker(Worker):  # type: ignore[misc]
         super().__init__(app=app, hostname=f"{self.spec.name}@{machine or socket.gethostname()}", **options)
 
     def _on_child_start(self, **_: Any) -> None:
-        self.records = TaskRecords(self.app.backend)
         self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())
         self.host.start()
 

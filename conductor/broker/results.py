@@ -43,6 +43,11 @@ class TaskFailed(Exception):  # noqa: N818 - Celery and Flower show the name to 
     def __repr__(self) -> str:
         return f"TaskFailed({self.args[0]!r})"
 
+    @property
+    def agent_traceback(self) -> str | None:
+        """The traceback of the agent, if it has one."""
+        return str(self.__cause__.args[0]) if isinstance(self.__cause__, AgentTraceback) else None
+
 
 class AgentTraceback(Exception):  # noqa: N818 - it is text to be printed, not an error to be handled
     """The traceback of an agent as text, made the cause of a TaskFailed so that Celery prints it."""

@@ -88,6 +88,11 @@ class RedisStateManager(StateManager):
     def is_connected(self) -> bool:
         return self._link.is_open
 
+    @property
+    def link(self) -> Link:
+        """The connection, for commands of others that have to be carried out in order with those here."""
+        return self._link
+
     async def connect(self) -> None:
         """Connect and log in; StateError where that fails, at once."""
         await self._link.open()

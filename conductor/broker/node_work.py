@@ -1,0 +1,252 @@
+"""What an agent is given to do: a task, or a message to answer; everything here runs on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+
+from conductor.broker.node_runner import Reason
+from conductor.broker.node_states import note_failure
+from conductor.broker.results import (
+    TaskFailed,
+    assigned_task_id,
+    cancelled,
+    error_response,
+    failed,
+    refused,
+    timed_out,
+    timeout_response,
+)
+from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.exceptions import AgentError
+from conductor.core.messages import AgentMessage, TaskResultPayload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conductor.agents.base import BaseAgent
+    from conductor.broker.node_events import EventDesk
+    from conductor.broker.node_states import AgentStates
+    from conductor.broker.records import Run, TaskRecords
+    from conductor.core.models import TaskDefinition, TaskResult
+    from conductor.orchestration.state_manager import StateManager
+
+#: How often a task is started before it is given up because it kills the process it runs in.
+MAX_ATTEMPTS = 3
+
+#: What Celery is told: the result, or the failure to raise. None: nothing, it is filed elsewhere.
+Outcome = dict[str, Any] | TaskFailed | None
+
+
+@dataclass(frozen=True)
+class Office:
+    """Where work is filed."""
+
+    records: TaskRecords
+    manager: StateManager
+    states: AgentStates
+    events: EventDesk
+    interruption: Callable[[], Reason | None]
+    """Tells why what runs now was interrupted, if it was."""
+
+
+class Work(ABC):
+    """A run of something by an agent."""
+
+    def __init__(self, office: Office, agent: BaseAgent, run: Run) -> None:
+        self._office = office
+        self._agent = agent
+        self._run = run
+
+    @abstractmethod
+    async def perform(self) -> Outcome:
+        """Do it and file its end; CancelledError when it was interrupted."""
+
+    @abstractmethod
+    async def interrupted(self, reason: Reason) -> Outcome:
+        """File the end of what was interrupted."""
+
+    def _given_up(self) -> AgentError:
+        return AgentError(
+            f"Task {self._run.task_id} was given up: the process that runs it died {MAX_ATTEMPTS} times.",
+            self._agent.agent_id,
+            self._run.task_id,
+            "TASK_GIVEN_UP",
+        )
+
+
+class TaskWork(Work):
+    """A dispatched task."""
+
+    def __init__(self, office: Office, agent: BaseAgent, run: Run, task: TaskDefinition) -> None:
+        super().__init__(office, agent, run)
+        self._task = task
+
+    async def perform(self) -> Outcome:
+        """See `Work.perform`."""
+        office, agent = self._office, self._agent
+        start, _ = await asyncio.gather(
+            office.records.start(self._run), office.states.running(agent, self._task.task_id)
+        )
+        if start.end is not None:
+            await office.states.save(agent)
+            return None
+        if start.attempt > MAX_ATTEMPTS:
+            note_failure(agent, self._task.task_id)
+            return await self._file(refused(agent, self._task.task_id, self._given_up()))
+        result = await self._execute()
+        reason = office.interruption()
+        if reason is not None and result.status is not TaskStatus.COMPLETED:
+            # The agent made a failure of its cancellation.
+            result = self._end_by(reason)
+        return await self._file(result)
+
+    async def interrupted(self, reason: Reason) -> Outcome:
+        """See `Work.interrupted`."""
+        result = self._end_by(reason)
+        if result.status is TaskStatus.FAILED:
+            note_failure(self._agent, self._task.task_id)
+        return await self._file(result)
+
+    async def _execute(self) -> TaskResult:
+        agent, task_id = self._agent, self._task.task_id
+        try:
+            return await agent.execute_task(self._task)
+        except AgentError as error:
+            if task_id not in agent.state.failed_tasks:
+                note_failure(agent, task_id)
+            return refused(agent, task_id, error)
+
+    def _end_by(self, reason: Reason) -> TaskResult:
+        agent, task_id = self._agent, self._task.task_id
+        if reason is Reason.TIMED_OUT:
+            return timed_out(task_id, agent.agent_id, self._task.timeout_seconds)
+        if reason is Reason.CANCELLED:
+            return cancelled(task_id, agent.agent_id)
+        text = "The agent cancelled its own task."
+        return refused(agent, task_id, AgentError(text, agent.agent_id, task_id, "TASK_CANCELLED_ITSELF"))
+
+    async def _file(self, result: TaskResult) -> Outcome:
+        """Save result and state, then the record, which tells who waits: all in one round trip."""
+        office = self._office
+        saving = [office.manager.save_task_result(result), office.states.save(self._agent)]
+        data = result.model_dump(mode="json")
+        if result.status is TaskStatus.SKIPPED and office.interruption() is Reason.CANCELLED:
+            await asyncio.gather(*saving)
+            return None  # The parent process files it as REVOKED.
+        if result.status is TaskStatus.FAILED:
+            error = result.metadata.get("error")
+            traceback = error.get("traceback") if isinstance(error, dict) else None
+            failure = failed(result.error_message or "The task failed.", data, traceback)
+            await asyncio.gather(*saving, office.records.fail(self._run, failure))
+            return failure
+        await asyncio.gather(*saving, office.records.succeed(self._run, data))
+        return data
+
+
+class MessageWork(Work):
+    """A request to an agent, or a task that was assigned to it by message."""
+
+    def __init__(
+        self,
+        office: Office,
+        agent: BaseAgent,
+        run: Run,
+        message: AgentMessage,
+        reply_to: str | None,
+        seconds: float,
+    ) -> None:
+        super().__init__(office, agent, run)
+        self._message = message
+        self._reply_to = reply_to
+        self._seconds = seconds
+
+    async def perform(self) -> Outcome:
+        """See `Work.perform`."""
+        office, agent = self._office, self._agent
+        task_id = assigned_task_id(self._message)
+        starting = office.states.running(agent, task_id) if task_id else asyncio.sleep(0)
+        start, _ = await asyncio.gather(office.records.start(self._run), starting)
+        if start.end is not None:
+            await asyncio.gather(office.states.save(agent), self._answer_again(start.end))
+            return None
+        try:
+            if start.attempt > MAX_ATTEMPTS:
+                raise self._given_up()
+            response = await agent.handle_message(self._message)
+        except Exception as error:  # noqa: BLE001 - whatever an agent raises is its answer
+            response = self._raised(error)
+        if reason := office.interruption():
+            return await self.interrupted(reason)
+        return await self._file(self._as_error(response), _result_in(response))
+
+    async def interrupted(self, reason: Reason) -> Outcome:
+        """See `Work.interrupted`."""
+        agent_id, task_id = self._agent.agent_id, assigned_task_id(self._message)
+        if reason is Reason.CANCELLED:
+            await self._office.states.save(self._agent)
+            return None  # The parent process files it as REVOKED.
+        if reason is Reason.TIMED_OUT:
+            response = timeout_response(self._message, agent_id, self._seconds)
+        else:
+            response = self._error("TASK_CANCELLED_ITSELF", "The agent cancelled its own task.", None)
+        if task_id is None:
+            return await self._file(response, None)
+        note_failure(self._agent, task_id)
+        return await self._file(response, timed_out(task_id, agent_id, self._seconds))
+
+    async def _file(self, response: AgentMessage, result: TaskResult | None) -> Outcome:
+        office = self._office
+        saving: list[Any] = [office.states.save(self._agent), office.events.reply(response, self._reply_to)]
+        if result is not None:
+            saving.append(office.manager.save_task_result(result))
+        data = response.model_dump(mode="json")
+        if response.message_type is not MessageType.ERROR:
+            await asyncio.gather(*saving, office.records.succeed(self._run, data))
+            return data
+        payload = response.payload
+        failure = failed(str(payload.get("error_message")), data, payload.get("traceback"))
+        await asyncio.gather(*saving, office.records.fail(self._run, failure))
+        return failure
+
+    async def _answer_again(self, end: dict[str, Any]) -> None:
+        """Send the stored answer of a request that was delivered once more after it had been answered."""
+        stored = end.get("result")
+        if end["status"] == states.FAILURE and isinstance(stored, dict):
+            arguments = stored.get("exc_message") or []
+            stored = arguments[1] if len(arguments) == 2 else None
+        if isinstance(stored, dict) and "message_type" in stored:
+            await self._office.events.reply(AgentMessage.model_validate(stored), self._reply_to)
+
+    def _as_error(self, response: AgentMessage | None) -> AgentMessage:
+        """Make an ERROR of no answer at all, and of a result that stands for an exception."""
+        if response is None:
+            kind = self._message.message_type.value
+            text = f"Agent {self._agent.agent_id} has no answer to a {kind} message."
+            return self._error("NO_RESPONSE", text, None)
+        result = _result_in(response)
+        error = result.metadata.get("error") if result else None
+        if result is None or result.status is not TaskStatus.FAILED or not isinstance(error, dict):
+            return response
+        code = str(error.get("error_code") or "UNKNOWN_ERROR")
+        return self._error(code, result.error_message or "", error.get("traceback"))
+
+    def _raised(self, error: Exception) -> AgentMessage:
+        code = str(getattr(error, "error_code", "UNKNOWN_ERROR"))
+        text = str(error) or type(error).__name__
+        return self._error(code, text, "".join(format_exception(error)))
+
+    def _error(self, code: str, text: str, traceback: str | None) -> AgentMessage:
+        task_id = assigned_task_id(self._message)
+        return error_response(self._message, self._agent.agent_id, code, text, traceback, task_id)
+
+
+def _result_in(response: AgentMessage | None) -> TaskResult | None:
+    if response is None or response.message_type is not MessageType.TASK_RESULT:
+        return None
+    return TaskResultPayload.model_validate(response.payload).result
