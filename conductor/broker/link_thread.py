@@ -74,6 +74,7 @@ class LinkThread(threading.Thread, ABC, Generic[Link]):
                 self._serve_link(link)
             elif not self._was_connected:
                 return
+            self._tidy()
             if self._stopping.wait(delay):
                 return
             delay = min(2 * delay, LAST_DELAY)
@@ -123,6 +124,9 @@ class LinkThread(threading.Thread, ABC, Generic[Link]):
     @abstractmethod
     def _wake(self) -> None:
         """Make `_serve` see that it has to stop; called on the loop."""
+
+    def _tidy(self) -> None:
+        """Let go of what has become useless; called between two attempts to connect."""
 
     def _on_end(self) -> None:
         """Clean up in the thread, when it will do nothing else."""

@@ -155,6 +155,14 @@ class Publisher(LinkThread[Sender]):
             {"routing_key": out.routing_key, "publish_timeout": self._publish_timeout, "reason": trouble},
         )
 
+    def _tidy(self) -> None:
+        """Forget what its callers gave up, or a long outage would fill the memory."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._unsent.extend(self._queue.get_nowait())  # the word to stop is not needed here
+        self._unsent = deque(out for out in self._unsent if not out.future.done())
+        self._unconfirmed = [out for out in self._unconfirmed if not out.future.done()]
+
     def _on_end(self) -> None:
         self._post(self._abandon)
 

@@ -91,18 +91,24 @@ class Session:
         self._intake.close()
         for route in self._routes:
             self._routes.remove(route)
+        # First, so that they end even if this is cancelled: a callback's own task may be what calls it.
+        for thread in (self._consumer, self.publisher):
+            thread.stop()
         await cancel_and_wait(self._tasks)
         await self._end_threads(limit=_IO_TIMEOUT + self._settings.connect_timeout)
 
     async def subscribe(self, channel: str, callback: Callback) -> None:
         """See `MessageBus.subscribe`."""
         route = self._routes.get(EVENTS, channel) or self._add_route(EVENTS, channel)
+        added = None
         if route.find(callback) is None:
-            route.subscriptions.append(self._start(channel, callback))
+            added = self._start(channel, callback)
+            route.subscriptions.append(added)
         try:
             await self._until_live(route, f"Subscribing to {channel}")
         except BaseException:
-            self._give_up(route, callback)
+            if added is not None:
+                self._give_up(route, added)
             raise
 
     def unsubscribe(self, channel: str) -> None:
@@ -147,11 +153,9 @@ class Session:
         self._routes.remove(route)
         self._consumer.drop(route.address)
 
-    def _give_up(self, route: Route, callback: Callback) -> None:
-        subscription = route.find(callback)
-        if subscription is not None:
-            subscription.close()
-            route.subscriptions.remove(subscription)
+    def _give_up(self, route: Route, subscription: Subscription) -> None:
+        subscription.close()
+        route.subscriptions.remove(subscription)
         if not route.subscriptions and self._routes.get(route.address.exchange, route.address.key) is route:
             self._remove_route(route)
 

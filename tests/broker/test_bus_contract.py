@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -69,6 +70,16 @@ async def test_fan_out_to_every_subscriber(bus: MessageBus) -> None:
     await bus.publish(channel, a_message(2))
     for inbox in inboxes:
         await inbox.has(1, 2)
+
+
+async def test_a_large_message_arrives_whole(bus: MessageBus) -> None:
+    channel, inbox = unique("large"), Inbox()
+    await bus.subscribe(channel, inbox)
+    large = a_message(1, payload={"number": 1, "text": 'ä"\n' * 500_000})
+    await bus.publish(channel, large)
+    await bus.publish(channel, a_message(2))
+    await inbox.has(1, 2)
+    assert inbox.messages[0] == large
 
 
 async def test_the_same_message_published_twice_arrives_twice(bus: MessageBus) -> None:
@@ -427,6 +438,21 @@ async def test_disconnect_from_within_a_callback(bus: MessageBus) -> None:
     await bus.publish(channel, a_message(1))
     await asyncio.wait_for(done.wait(), timeout=10)
     assert not bus.is_connected
+
+
+async def test_disconnect_from_a_task_that_a_callback_waits_for(bus: MessageBus) -> None:
+    channel, task = unique("inside-task"), asyncio.Event()
+
+    async def leaving(message: AgentMessage) -> None:
+        task.set()
+        await asyncio.create_task(bus.disconnect())
+
+    await bus.subscribe(channel, leaving)
+    publishing = asyncio.ensure_future(bus.publish(channel, a_message(1)))
+    await asyncio.wait_for(task.wait(), timeout=10)
+    await asyncio.gather(publishing, return_exceptions=True)
+    await wait_until(lambda: not bus.is_connected)
+    await wait_until(lambda: not any("conductor bus" in thread.name for thread in threading.enumerate()))
 
 
 async def test_disconnect_cancels_running_callbacks(bus: MessageBus) -> None:

@@ -187,6 +187,34 @@ async def test_a_failed_subscribe_leaves_no_subscription(broker: Broker) -> None
         assert inbox.messages == []
 
 
+async def test_subscribing_again_in_vain_keeps_the_subscription_there_was(broker: Broker) -> None:
+    channel, inbox = unique("kept"), Inbox()
+    async with KombuMessageBus(broker.url, publish_timeout=0.5) as bus:
+        await bus.subscribe(channel, inbox)
+        await broker.stop()
+        await wait_until(lambda: not is_live(bus, channel))
+        with pytest.raises(MessageBusError):
+            await bus.subscribe(channel, inbox)
+        await broker.start()
+        await wait_until(lambda: is_live(bus, channel), timeout=RECOVERY)
+        await wait_until(lambda: bus._session.publisher.trouble is None, timeout=RECOVERY)  # type: ignore[union-attr]
+        await bus.publish(channel, a_message(1))
+        await inbox.has(1)
+
+
+async def test_a_long_outage_does_not_fill_the_memory(broker: Broker) -> None:
+    async with KombuMessageBus(broker.url, publish_timeout=0.2) as bus:
+        assert bus._session is not None
+        publisher = bus._session.publisher
+        await broker.stop()
+        for _ in range(3):
+            publishes = [bus.publish("somewhere", a_message(number)) for number in range(100)]
+            outcomes = await asyncio.gather(*publishes, return_exceptions=True)
+            assert all(isinstance(outcome, MessageBusError) for outcome in outcomes)
+        await wait_until(lambda: len(publisher._unsent) + publisher._queue.qsize() == 0)
+        assert len(publisher._outstanding) == 0
+
+
 async def test_nothing_is_left_after_disconnecting_in_an_outage(broker: Broker) -> None:
     tasks = other_tasks()
     bus = KombuMessageBus(broker.url)
