@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,13 @@ from conductor.broker import topology
 from conductor.broker.node_desk import NodeDesk
 from conductor.broker.node_host import AgentHost
 from conductor.broker.node_spec import CELERY_DEFAULT_NAME, NodeSpec, plan_node
+from conductor.broker.node_transport import node_transport_name
 from conductor.core.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from conductor.broker.app import ConductorApp
+
+logger = logging.getLogger(__name__)
 
 WRONG_POOL = "An agent node runs one prefork child: leave out --pool and --concurrency, and start more nodes."
 WRONG_QUEUES = "An agent node consumes the queues of its agents: leave out --queues and --exclude-queues."
@@ -54,12 +58,23 @@ class NodeWorker(Worker):  # type: ignore[misc]
             raise click.ClickException(error.message) from error
         app.node = self
         app.conf.task_queues = _queues(self.spec)
+        app.conf.broker_transport = node_transport_name(self.addresses.broker_url)
         signals.worker_process_init.connect(self._on_child_start, weak=False)
         signals.worker_process_shutdown.connect(self._on_child_end, weak=False)
         self.listening = False
         self.desk = NodeDesk(app, app.config, self.addresses, self.spec)
         options.update(without_gossip=True, without_mingle=True)
         super().__init__(app=app, hostname=f"{self.spec.name}@{machine or socket.gethostname()}", **options)
+
+    def take_ahead(self) -> None:
+        """Fetch the next task for the node's own agents, if the broker can do that without waiting."""
+        consumer = self.consumer.task_consumer
+        take = getattr(consumer and consumer.channel, "take_ahead", None)
+        if take is not None:
+            try:
+                take()
+            except self.consumer.connection_errors:
+                logger.debug("the next task could not be fetched", exc_info=True)
 
     def _on_child_start(self, **_: Any) -> None:
         self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())

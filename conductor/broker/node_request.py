@@ -79,10 +79,11 @@ class NodeRequest(Request):  # type: ignore[misc]
         call_later(grace, self._kill_if_running, (pool,))
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """Also pass on what was cancelled on its way to the child."""
+        """Also pass on what was cancelled on its way to the child, and fetch what comes next."""
         super().on_accepted(pid, time_accepted)
         if self._cancelled:
             os.kill(pid, CANCEL_SIGNAL)
+        self.node.take_ahead()
 
     def _kill_if_running(self, pool: Any) -> None:
         job = self._apply_result and self._apply_result()

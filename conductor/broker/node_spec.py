@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conductor.agents.base import BaseAgent
+from conductor.broker.topology import AGENT_QUEUE_PREFIX
 from conductor.core.channels import validate_name
 from conductor.core.config import ConductorConfig
 from conductor.core.exceptions import ConductorError, ConfigurationError
@@ -42,7 +43,7 @@ class NodeSpec:
 
     def agent_for(self, queue: str, agent_type: AgentType | None) -> HostedAgent:
         """Find the agent for a task that came through `queue`."""
-        own = [agent for agent in self.agents if queue == f"conductor.agent.{agent.agent_id}"]
+        own = [agent for agent in self.agents if queue == f"{AGENT_QUEUE_PREFIX}{agent.agent_id}"]
         of_type = [agent for agent in self.agents if agent.agent_type == agent_type]
         return (own or of_type or list(self.agents))[0]
 

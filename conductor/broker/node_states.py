@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: How many of the latest tasks an agent's state names; more would make every task cost more than the last.
-HISTORY = 1000
+HISTORY = 200
 
 
 class AgentStates:
@@ -23,6 +23,7 @@ class AgentStates:
 
     def __init__(self, manager: StateManager) -> None:
         self._manager = manager
+        self._saved: dict[str, dict[str, Any]] = {}
 
     async def take_over(self, agent: BaseAgent, **metadata: Any) -> None:
         """Go on from the state that an earlier process of the agent left, perhaps in the middle of a task."""
@@ -65,10 +66,19 @@ class AgentStates:
             error_count=state.error_count,
         )
 
-    async def _update(self, agent: BaseAgent, **changes: Any) -> None:
+    async def _update(self, agent: BaseAgent, **fields: Any) -> None:
+        saved = self._saved.setdefault(agent.agent_id, {})
+        changes = {name: value for name, value in fields.items() if name not in saved or saved[name] != value}
+        if not changes:
+            return
+        # Agents may change their lists in place.
+        saved.update(
+            {name: list(value) if isinstance(value, list) else value for name, value in changes.items()}
+        )
         try:
             await self._manager.update_agent_state(agent.agent_id, **changes)
         except StateError as error:
+            saved.clear()
             if error.error_code != "STATE_NOT_FOUND":
                 raise
             await self._manager.save_agent_state(agent.state)

@@ -33,6 +33,9 @@ DEAD_LETTERS = "conductor.dlq"
 #: Every bus that ever asked receives what is published to REPLIES with this routing key.
 REPLY_TO_ANY = "any"
 
+#: How the names of the queues of agents begin.
+AGENT_QUEUE_PREFIX = "conductor.agent."
+
 #: Header of a request: seconds since the epoch at which its asker stops waiting.
 DEADLINE_HEADER = "conductor_deadline"
 
@@ -62,7 +65,7 @@ def work_exchange() -> Exchange:
 def agent_queue(agent_id: str) -> Queue:
     """The queue of the tasks for one agent; a bad id is a MessageBusError with code INVALID_CHANNEL."""
     validate_name(agent_id)
-    return _work_queue(f"conductor.agent.{agent_id}")
+    return _work_queue(f"{AGENT_QUEUE_PREFIX}{agent_id}")
 
 
 def type_queue(agent_type: AgentType) -> Queue:

@@ -106,13 +106,15 @@ async def test_a_task_of_a_killed_node_waits_for_the_same_agent_to_come_back(
     order = task("wait_for_file", assigned_to=None, file=go, log=log)
     handle = await conductor.dispatch(order, node.agent_id)
     await wait_until(lambda: notes(log))
+    waiting = [await conductor.dispatch(task(assigned_to=None), node.agent_id) for _ in range(3)]
     node.kill("SIGKILL", reload_container=False)
     state = await conductor.state.get_agent_state(node.agent_id)
     assert state is not None
     assert state.status is AgentStatus.RUNNING  # nobody was left to say otherwise; its heartbeat is old
     go.touch()
     farm.setup(starting("SecondAgent", node.agent_id))
-    assert (await handle.result(30)).status is TaskStatus.COMPLETED
+    for each in (handle, *waiting):
+        assert (await each.result(30)).status is TaskStatus.COMPLETED
     assert await wait_until(lambda: _is_idle(conductor, node.agent_id))
 
 

@@ -9,7 +9,7 @@ import redis.asyncio as redis
 from celery.result import AsyncResult
 
 from conductor.client import Conductor
-from conductor.core.enums import AgentStatus, TaskStatus
+from conductor.core.enums import AgentStatus, AgentType, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError
 from tests.broker.nodes.conftest import task
 from tests.support.agents import notes
@@ -80,11 +80,26 @@ async def test_tasks_for_a_type_go_to_the_agent_that_is_free(
 ) -> None:
     busy = await conductor.dispatch(task("wait_for_file", file=tmp_path / "go"), agent.agent_id)
     await wait_until(lambda: busy.status() is TaskStatus.IN_PROGRESS)
+    own = [await conductor.dispatch(task(), agent.agent_id) for _ in range(3)]
     handles = [await conductor.dispatch(task()) for _ in range(6)]
     results = await asyncio.gather(*(handle.result(20) for handle in handles))
     assert {result.agent_id for result in results} == {other.agent_id}
     (tmp_path / "go").touch()
-    await busy.result(20)
+    results = await asyncio.gather(*(handle.result(20) for handle in (busy, *own)))
+    assert {result.agent_id for result in results} == {agent.agent_id}
+
+
+async def test_a_task_for_a_type_is_done_between_many_for_the_agent(
+    conductor: Conductor, devops: AgentNode, tmp_path: Path
+) -> None:
+    """An agent that has always something to do for itself does not starve its type."""
+    busy = await conductor.dispatch(task("wait_for_file", None, file=tmp_path / "go"), devops.agent_id)
+    own = await asyncio.gather(*(conductor.dispatch(task(), devops.agent_id) for _ in range(200)))
+    shared = await conductor.dispatch(task(assigned_to=AgentType.DEVOPS))
+    (tmp_path / "go").touch()
+    await shared.result(60)
+    assert own[-1].status() is not TaskStatus.COMPLETED
+    await asyncio.gather(busy.result(60), *(handle.result(60) for handle in own))
 
 
 async def test_tasks_wait_for_a_busy_agent_one_at_a_time(
@@ -254,8 +269,6 @@ async def test_the_record_of_a_waiting_task_is_json_that_celery_reads(
 
 
 async def test_dispatch_task_says_when_there_is_no_agent(conductor: Conductor) -> None:
-    from conductor.core.enums import AgentType
-
     with pytest.raises(AgentError) as caught:
         await conductor.dispatch_task(task(assigned_to=AgentType.MONITOR), agent_timeout=0.3)
     assert caught.value.error_code == "NO_AVAILABLE_AGENT"

@@ -1,0 +1,101 @@
+"""The Redis transports of nodes: the next task for the very agent is fetched while one runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from kombu import Connection
+from kombu.transport.virtual import QoS as VirtualQoS
+
+from conductor.broker import transport
+from conductor.broker.results import script
+from conductor.broker.topology import AGENT_QUEUE_PREFIX
+
+#: How many tasks for the agent itself are taken one after the other before those for its type have a chance.
+IN_A_ROW = 64
+
+_MODULE = "conductor.broker.node_transport"
+_TRANSPORTS = {
+    "redis": f"{_MODULE}:Transport",
+    "rediss": f"{_MODULE}:TLSTransport",
+    "sentinel": f"{_MODULE}:SentinelTransport",
+}
+
+Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.items()})
+
+
+class QoS(transport.QoS):
+    """Knows that what `take_ahead` delivered is noted as unacknowledged already."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Hold a message until it is acknowledged."""
+        if delivery_tag == self.channel.taken_tag:
+            VirtualQoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+
+class _ChannelMixin:
+    """Holds one task, and one more if it can go nowhere else.
+
+    What is in the queue of an agent waits for this agent in any case. A task for a type must not wait here
+    while another agent is free, so those are fetched only by a node that holds nothing, as kombu does it.
+    """
+
+    QoS = QoS
+    taken_tag: str | None = None
+    _in_a_row = 0
+
+    def take_ahead(self) -> None:
+        """Take the next task for the node's own agents, if there is one; never waits for one."""
+        held = self.qos  # type: ignore[attr-defined]
+        if len(held._delivered) - len(held._dirty) != 1 or self._in_a_row >= IN_A_ROW:  # noqa: SLF001
+            self._in_a_row = 0
+            return
+        queues = [name for name in self.active_queues if name.startswith(AGENT_QUEUE_PREFIX)]  # type: ignore[attr-defined]
+        steps = self.priority_steps  # type: ignore[attr-defined]
+        lists = [(queue, self._q_for_pri(queue, step)) for step in steps for queue in queues]  # type: ignore[attr-defined]
+        if not lists:
+            return
+        keys = [*(key for _, key in lists), self.unacked_key, self.unacked_index_key]  # type: ignore[attr-defined]
+        with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+            found = client.eval(script("take_task"), len(keys), *keys, time.time())
+        if found is None:
+            return
+        self._in_a_row += 1
+        message = json.loads(found[1])
+        self.taken_tag = message["properties"]["delivery_tag"]
+        self.connection._deliver(message, lists[found[0] - 1][0])  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+class Channel(_ChannelMixin, transport.Channel):
+    """A channel of `Transport`."""
+
+
+class SentinelChannel(_ChannelMixin, transport.SentinelChannel):
+    """A channel of `SentinelTransport`."""
+
+
+class Transport(transport.Transport):
+    """redis://"""
+
+    Channel = Channel
+
+
+class TLSTransport(transport.TLSTransport):
+    """rediss://"""
+
+    Channel = Channel
+
+
+class SentinelTransport(transport.SentinelTransport):
+    """sentinel://"""
+
+    Channel = SentinelChannel
+
+
+def node_transport_name(url: str) -> str | None:
+    """What a node gives Celery as `broker_transport` for this URL; None for RabbitMQ."""
+    return _TRANSPORTS.get(transport.scheme_of(url))
