@@ -44,10 +44,11 @@ def _coding(output: dict[str, Any]) -> str:
 
 
 def _review(output: dict[str, Any]) -> str:
+    """Tell the findings of the linter, which the coding agent counts as well, from those of complexity."""
     complexity = output["complexity"]
-    over = len(complexity["over"])
+    over = output["by_code"].get("complexity", 0)
     return (
-        f"{_count(output['findings_total'], 'finding')}; "
+        f"{_count(output['findings_total'] - over, 'finding')}, and "
         f"{_count(over, 'function')} of {complexity['functions']} above complexity {complexity['threshold']}"
     )
 

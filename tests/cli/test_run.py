@@ -54,6 +54,9 @@ def test_the_shipped_workflow_runs_and_leaves_nothing_but_its_results(tmp_path: 
     coding, review, test, devops = (task["output_data"] for task in document["tasks"])
     assert coding["fixes"] > 10
     assert {"complexity", "F841"} <= review["by_code"].keys()
+    assert coding["remaining"] == review["findings_total"] - review["by_code"]["complexity"]
+    assert f"{coding['remaining']} findings left" in done.stderr
+    assert f"{coding['remaining']} findings, and 1 function of" in done.stderr
     assert (test["passed"], test["failed"]) == (21, 0)
     wheel = Path(devops["path"])
     assert wheel.is_relative_to(data / "workspaces" / document["workflow_id"])

@@ -29,6 +29,18 @@ async def test_it_fixes_and_formats_and_the_diff_applies_to_the_original(
     assert (project / "demo/greeting.py").read_text() == fixed
 
 
+async def test_what_it_leaves_is_what_a_review_then_finds(run_agent: RunAgent, tmp_path: Path) -> None:
+    long = "def greet():\n    words = ['a', " + "'b', " * 30 + "'c']\n    print(l := 1)\n"
+    project = make_project(tmp_path / "project", {"demo/long.py": long})
+    workspace = tmp_path / "workspace"
+    found = await run_agent("review", project=project)
+    coded = await run_agent("coding", project=project, workspace=workspace)
+    left = await run_agent("review", project=project, workspace=workspace)
+    assert found.output_data["by_code"]["E501"] == 1
+    assert coded.output_data["fixed_codes"]["E501"] == 1
+    assert coded.output_data["remaining"] == left.output_data["findings_total"] > 0
+
+
 async def test_the_project_itself_is_never_changed(
     project: Path, run_agent: RunAgent, tmp_path: Path
 ) -> None:
