@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker import topology
@@ -33,12 +34,13 @@ PATIENCE = 2.0
 
 
 class NodeDesk:
-    """Blocking, for the main thread of the parent process."""
+    """Blocking, for the parent process."""
 
     def __init__(self, app: Celery, config: ConductorConfig, addresses: Addresses, spec: NodeSpec) -> None:
         self._app = app
         self._spec = spec
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
         self._state = RedisStateManager(
             addresses.redis_url,
             key_prefix=config.redis.key_prefix,
@@ -86,7 +88,9 @@ class NodeDesk:
             logger.exception("The result of task %s could not be saved", result.task_id)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run_until_complete(self._connected(call))
+        # While a node ends, Celery calls timers from a thread of its own.
+        with self._lock:
+            return self._loop.run_until_complete(self._connected(call))
 
     async def _connected(self, call: Coroutine[Any, Any, T]) -> T:
         if not self._state.is_connected:

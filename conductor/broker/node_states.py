@@ -46,6 +46,18 @@ class AgentStates:
         """Save the whole state."""
         await self._manager.save_agent_state(agent.state)
 
+    async def bury(self, agent_id: str, task_id: str) -> None:
+        """Save that an agent is gone which was left RUNNING with a task that another one has now."""
+        try:
+            found = await self._manager.get_agent_state_versioned(agent_id)
+            if found is None or found.state.current_task_id != task_id:
+                return
+            state = found.state.model_copy(update={"status": AgentStatus.FAILED, "current_task_id": None})
+            await self._manager.save_agent_state(state, expected_version=found.version)
+        except StateError as error:
+            # It lives and has just said so itself, or nobody can read what it left.
+            logger.info("The state of agent %s, which lost task %s, stays: %s", agent_id, task_id, error)
+
     async def running(self, agent: BaseAgent, task_id: str) -> None:
         """Save that the agent is about to do a task."""
         await self._update(agent, status=AgentStatus.RUNNING, current_task_id=task_id)

@@ -14,6 +14,7 @@ from conductor.broker.node_runner import Reason
 from conductor.broker.node_states import note_failure
 from conductor.broker.results import (
     TaskFailed,
+    agent_of_node,
     assigned_task_id,
     cancelled,
     error_response,
@@ -96,6 +97,9 @@ class TaskWork(Work):
         if start.end is not None:
             await office.states.save(agent)
             return None
+        lost_by = agent_of_node(start.before)
+        if start.attempt > 1 and lost_by != agent.agent_id:
+            await office.states.bury(lost_by, self._task.task_id)
         if start.attempt > MAX_ATTEMPTS:
             note_failure(agent, self._task.task_id)
             return await self._file(refused(agent, self._task.task_id, self._given_up()))

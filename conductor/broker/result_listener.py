@@ -10,7 +10,7 @@ from celery import states
 
 from conductor.broker.records import KEY_PREFIX, record_key
 from conductor.broker.results import decode_meta
-from conductor.core.exceptions import StateError
+from conductor.core.exceptions import ConductorError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,14 +61,16 @@ class ResultListener:
         self._keeper = asyncio.create_task(self._keep(), name="conductor-results")
 
     async def close(self) -> None:
-        """End; who still waits for a result gets a CancelledError."""
+        """End; who still waits for a result gets a ConductorError, code NOT_CONNECTED."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         if self._wire is not None:
             await self._wire.close()
         for task in self._tasks.values():
-            task.ended.cancel()
+            if not task.ended.done():
+                task.ended.set_exception(_closed(task.task_id))
+                task.ended.exception()  # marks it as seen, for a handle that nobody waits on
             task.subscribed.set()
         self._tasks.clear()
 
@@ -181,6 +183,15 @@ class ResultListener:
                 return
             task.ended.set_result(result)
         self.forget(task)
+
+
+def _closed(task_id: str) -> ConductorError:
+    return ConductorError(
+        f"The result of task {task_id} is not waited for any more: this Conductor was disconnected. The task "
+        "goes on; another Conductor finds it with handle(task_id).",
+        "NOT_CONNECTED",
+        {"task_id": task_id},
+    )
 
 
 def _unreadable(task_id: str, error: Exception) -> StateError:

@@ -1,9 +1,10 @@
 -- Files a task as STARTED unless this very run of it has ended already: finished before a redelivery, or
 -- cancelled while it waited.
 -- KEYS: record. ARGV: id of the run, the STARTED record (flat, no lists), its life in seconds.
--- Answers {0, how often the run was started} when filed, else {1, the record of the end}.
+-- Answers {0, how often the run was started, the node that started it last} when filed, else {1, the record of
+-- the end}.
 local known = redis.call('GET', KEYS[1])
-local attempts = 1
+local attempts, before = 1, ''
 if known then
     local record = cjson.decode(known)
     local status = record['status']
@@ -13,6 +14,7 @@ if known then
             return {1, known}
         end
         attempts = (tonumber(record['attempts']) or 0) + 1
+        before = record['worker'] or ''
     end
 end
 local started = cjson.decode(ARGV[2])
@@ -20,4 +22,4 @@ started['attempts'] = attempts
 local text = cjson.encode(started)
 redis.call('SET', KEYS[1], text, 'EX', ARGV[3])
 redis.call('PUBLISH', KEYS[1], text)
-return {0, attempts}
+return {0, attempts, before}

@@ -88,6 +88,9 @@ async def test_a_killed_process_has_its_task_done_on_another_node(
     assert [note["task"] for note in notes(log)] == [order.task_id] * 2
     if victim == "node":
         assert result.agent_id != first["agent"]
+        dead = await conductor.state.get_agent_state(first["agent"])
+        assert dead is not None
+        assert (dead.status, dead.current_task_id) == (AgentStatus.FAILED, None)
     else:
         assert await wait_until(lambda: _is_idle(conductor, first["agent"]), timeout=20)
     stored = await conductor.state.get_task_result(order.task_id)
@@ -123,8 +126,8 @@ async def test_a_finished_task_that_is_delivered_again_is_not_run_again(
 ) -> None:
     """The parent is stopped and killed between the storing of the result and the acknowledgement."""
     log = tmp_path / "log"
-    node, spare = starting("SecondAgent"), starting("SecondAgent")
-    farm.setup(node, spare)
+    node = starting("SecondAgent")
+    farm.setup(node)
     order = task("wait_for_file", assigned_to=None, file=tmp_path / "go", log=log)
     handle = await conductor.dispatch(order, node.agent_id)
     await wait_until(lambda: notes(log))

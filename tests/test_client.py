@@ -1,0 +1,160 @@
+"""`Conductor` itself: servers, connecting, and what it says when something is missing."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import redis.asyncio as redis
+
+import conductor
+from conductor import Conductor, ConductorConfig, ConductorError, MessageBusError, StateError, TaskDefinition
+from conductor.core.enums import AgentType
+from conductor.core.messages import AgentMessage
+from conductor.store.embedded import EmbeddedServer
+from tests.support.waiting import wait_until
+
+
+def config(folder: Path, **settings: object) -> ConductorConfig:
+    return ConductorConfig(data_dir=folder / "data", **settings)
+
+
+def some_task() -> TaskDefinition:
+    return TaskDefinition(name="a task", assigned_to=AgentType.CODING)
+
+
+async def test_with_nothing_configured_it_has_a_server_of_its_own_for_its_lifetime(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    async with Conductor(settings) as ours:
+        url = EmbeddedServer.running(settings.data_dir)
+        assert ours.addresses.broker_url == ours.addresses.redis_url == url
+        heard: list[AgentMessage] = []
+
+        async def hear(message: AgentMessage) -> None:
+            heard.append(message)
+
+        await ours.bus.subscribe("conductor:test", hear)
+        await ours.bus.publish("conductor:test", AgentMessage(message_type="feedback", sender_id="a-test"))
+        await wait_until(lambda: heard)
+        assert await ours.state.list_agent_states() == []
+    assert EmbeddedServer.running(settings.data_dir) is None
+
+
+async def test_it_uses_the_embedded_server_that_runs_and_leaves_it_running(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    with EmbeddedServer(settings.data_dir) as server:
+        async with Conductor(settings) as first, Conductor(settings) as second:
+            assert first.addresses.redis_url == second.addresses.redis_url == server.url
+        assert EmbeddedServer.running(settings.data_dir) == server.url
+
+
+async def test_two_that_start_at_once_share_one_server(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    async with Conductor(settings) as first, Conductor(settings) as second:
+        assert first.addresses == second.addresses
+
+
+async def test_before_connecting_everything_says_so(tmp_path: Path) -> None:
+    ours = Conductor(config(tmp_path))
+    assert ours.config.data_dir == tmp_path / "data"
+    for use in (lambda: ours.bus, lambda: ours.state, lambda: ours.addresses):
+        with pytest.raises(ConductorError) as caught:
+            use()
+        assert caught.value.error_code == "NOT_CONNECTED"
+    with pytest.raises(ConductorError) as caught:
+        await ours.dispatch(some_task())
+    assert caught.value.error_code == "NOT_CONNECTED"
+    await ours.disconnect()
+
+
+async def test_connecting_twice_and_disconnecting_twice_are_no_errors(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    ours = Conductor(config(tmp_path, broker_url=valkey_url))
+    for _ in range(2):
+        await ours.connect()
+    for _ in range(2):
+        await ours.disconnect()
+
+
+@pytest.mark.parametrize("name", ["broker_url", "redis"])
+async def test_a_server_that_is_not_there_is_named(valkey_url: str, tmp_path: Path, name: str) -> None:
+    nobody = "redis://:secret@127.0.0.1:1/0"
+    urls = {"broker_url": valkey_url, "redis": {"url": valkey_url}}
+    urls[name] = nobody if name == "broker_url" else {"url": nobody}
+    with pytest.raises((MessageBusError, StateError)) as caught:
+        await Conductor(config(tmp_path, **urls, bus={"connect_timeout": 0.5})).connect()
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_task_for_a_broker_that_went_away_is_an_error_in_time(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "broker") as broker, EmbeddedServer(tmp_path / "redis") as store:
+        settings = config(
+            tmp_path, broker_url=broker.url, redis={"url": store.url}, bus={"publish_timeout": 1.0}
+        )
+        async with Conductor(settings) as ours:
+            handle = await ours.dispatch(some_task())
+            await handle.cancel()
+            await handle.result(10)
+            broker.stop()
+            order = some_task()
+            with pytest.raises(MessageBusError) as caught:
+                await ours.dispatch(order)
+            assert caught.value.error_code == "BROKER_UNAVAILABLE"
+            with pytest.raises(ConductorError) as unknown:
+                await ours.handle(order.task_id)
+            assert unknown.value.error_code == "TASK_NOT_FOUND"
+
+
+async def test_a_result_is_not_missed_when_the_connection_for_results_is_cut(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    async with Conductor(config(tmp_path, broker_url=valkey_url)) as ours:
+        handle = await ours.dispatch(some_task(), "nobody-at-all")
+        waiting = asyncio.ensure_future(handle.result(20))
+        client = redis.Redis.from_url(valkey_url)
+        for one in await client.client_list(_type="pubsub"):
+            if int(one["sub"]):
+                await client.client_kill_filter(_id=one["id"])
+        # Written while nobody listens, perhaps, and not announced again.
+        await client.set(f"celery-task-meta-{handle.task_id}", _record(handle.task_id))
+        result = await waiting
+        assert result.error_message == "ValueError: it is over"
+        await client.aclose()
+
+
+async def test_what_waits_for_a_result_ends_when_the_conductor_does(valkey_url: str, tmp_path: Path) -> None:
+    async with Conductor(config(tmp_path, broker_url=valkey_url)) as ours:
+        handle = await ours.dispatch(some_task(), "nobody-at-all")
+        waiting = asyncio.ensure_future(handle.result())
+        await asyncio.sleep(0)
+    with pytest.raises(ConductorError) as caught:
+        await waiting
+    assert caught.value.error_code == "NOT_CONNECTED"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in conductor.__all__:
+        assert getattr(conductor, name).__name__ == name
+    assert "Conductor" in dir(conductor)
+    with pytest.raises(AttributeError):
+        conductor.nothing_of_that_name  # noqa: B018
+
+
+async def test_no_thread_is_left_behind(valkey_url: str, tmp_path: Path) -> None:
+    import threading
+
+    before = set(threading.enumerate())
+    async with Conductor(config(tmp_path, broker_url=valkey_url)) as ours:
+        await ours.dispatch(some_task(), "nobody-at-all")
+    left = [
+        thread for thread in set(threading.enumerate()) - before if not thread.name.startswith("asyncio_")
+    ]
+    assert left == []
+
+
+def _record(task_id: str) -> str:
+    import json
+
+    error = {"exc_type": "ValueError", "exc_message": ["it is over"], "exc_module": "builtins"}
+    return json.dumps({"status": "FAILURE", "result": error, "traceback": None, "task_id": task_id})
