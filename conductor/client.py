@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Self
 
 from celery import states
 
+from conductor.broker import topology
 from conductor.broker.addresses import Addresses, find_addresses
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
 from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.broker.results import cancelled
+from conductor.broker.transport import kombu_connection
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.enums import AgentStatus, TaskStatus
-from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
+from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError, MessageBusError
 from conductor.core.fields import utc_now
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from conductor.broker.result_listener import FollowedTask
@@ -203,6 +206,18 @@ class Conductor:
         known = await self.state.list_agent_states(agent_type=agent_type)
         return [agent for agent in known if _lives(agent, limit)]
 
+    async def forget_agents(self, agent_ids: Iterable[str]) -> None:
+        """Delete what agents leave whose nodes have ended for good: states, queues and the tasks in these.
+
+        Raises StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        parts, ids = self._open("forget agents"), list(agent_ids)
+        for agent_id in ids:
+            await parts.state.delete_agent_state(agent_id)
+        if ids:
+            timeout = self._config.bus.connect_timeout
+            await asyncio.to_thread(_delete_queues, parts.addresses.broker_url, ids, timeout)
+
     async def _require_agent(self, task: TaskDefinition, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -232,8 +247,14 @@ class Conductor:
         except ConfigurationError as error:
             if error.error_code not in ("NO_BROKER", "NO_REDIS"):
                 raise
-        self._embedded = EmbeddedServer(self._config.data_dir)
-        await asyncio.to_thread(self._embedded.start)
+        server = EmbeddedServer(self._config.data_dir)
+        try:
+            await asyncio.to_thread(server.start)
+            self._embedded = server
+        except ConfigurationError as error:
+            if error.error_code != "EMBEDDED_IN_USE":
+                raise
+            # Somebody else was quicker.
         return await asyncio.to_thread(find_addresses, self._config)
 
     async def _stop_embedded(self) -> None:
@@ -269,6 +290,21 @@ class _Parts:
         await self.dispatcher.close()
         await self.state.disconnect()
         await self.bus.disconnect()
+
+
+def _delete_queues(broker_url: str, agent_ids: Iterable[str], timeout: float) -> None:
+    connection = kombu_connection(broker_url, connect_timeout=timeout)
+    try:
+        with connection:
+            for agent_id in agent_ids:
+                queue = topology.agent_queue(agent_id)(connection.default_channel)
+                # On Redis kombu 5.7 takes away only the bindings that the same connection made.
+                queue.declare()
+                queue.delete()
+    except (*connection.connection_errors, *connection.channel_errors) as error:
+        raise MessageBusError(
+            f"The broker cannot be reached to delete queues: {error}", "BROKER_UNAVAILABLE"
+        ) from error
 
 
 def _lives(agent: AgentState, limit: float) -> bool:

@@ -48,9 +48,11 @@ async def test_it_uses_the_embedded_server_that_runs_and_leaves_it_running(tmp_p
 
 
 async def test_two_that_start_at_once_share_one_server(tmp_path: Path) -> None:
-    settings = config(tmp_path)
-    async with Conductor(settings) as first, Conductor(settings) as second:
-        assert first.addresses == second.addresses
+    first, second = Conductor(config(tmp_path)), Conductor(config(tmp_path))
+    await asyncio.gather(first.connect(), second.connect())
+    assert first.addresses == second.addresses
+    await first.disconnect()
+    await second.disconnect()
 
 
 async def test_before_connecting_everything_says_so(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
         """Unsubscribe."""
         if self._probing is not None:
             self._probing.cancel()
-        if self._channel is not None:
+        if self._channel is not None and c.connection is not None:
             ignore_errors(c.connection, self._channel.close)
-            self._channel = None
+        self._channel = None
 
     shutdown = stop
 

@@ -69,6 +69,15 @@ class NodeRequest(Request):  # type: ignore[misc]
             return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
+    def cancel(self, pool: Any, signal: str | None = None, emit_retry: bool = True) -> None:
+        """End a task whose connection to the broker is gone: it will be delivered again.
+
+        Celery 5.7 would first file it under RETRY, and take it for revoked where that fails because the
+        result backend is gone as well: the task would be lost.
+        """
+        self._already_cancelled = True
+        super().cancel(pool, signal, emit_retry=False)
+
     def cancel_run(self, pool: Any, grace: float, call_later: Any) -> None:
         """Have the agent's coroutine cancelled, and its process killed if that takes over `grace` seconds."""
         if self._cancelled:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from conductor.core.models import TaskDefinition, TaskResult
     from conductor.orchestration.state_manager import StateManager
 
-#: How often a task is started before it is given up because it kills the process it runs in.
-MAX_ATTEMPTS = 3
+#: How often a run is started before it is given up, because it kills the process it runs in.
+MAX_ATTEMPTS = 5
 
 #: What Celery is told: the result, or the failure to raise. None: nothing, it is filed elsewhere.
 Outcome = dict[str, Any] | TaskFailed | None
@@ -74,7 +74,8 @@ class Work(ABC):
 
     def _given_up(self) -> AgentError:
         return AgentError(
-            f"Task {self._run.task_id} was given up: the process that runs it died {MAX_ATTEMPTS} times.",
+            f"Task {self._run.task_id} was given up: it was started {MAX_ATTEMPTS} times and never ended, "
+            "because its process died or its node lost the broker.",
             self._agent.agent_id,
             self._run.task_id,
             "TASK_GIVEN_UP",
