@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,8 @@ from conductor.cli.node_process import Echo, NodeProcess
 from conductor.client import Conductor
 from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import ConductorError
+
+logger = logging.getLogger(__name__)
 
 START_LIMIT = 60.0
 READY_INTERVAL = 0.05
@@ -21,12 +24,18 @@ Report = Callable[[str, NodeProcess, str], None]
 
 
 class Fleet:
-    """`async with Fleet(...)` ends its nodes at the end, warmly first; cancelled while it does, at once."""
+    """`async with Fleet(...)` ends its nodes at the end, warmly first; cancelled while it does, at once.
 
-    def __init__(self, conductor: Conductor, report: Report, echo: Echo | None = None) -> None:
+    The agents of a `temporary` one leave neither states nor queues.
+    """
+
+    def __init__(
+        self, conductor: Conductor, report: Report, echo: Echo | None = None, *, temporary: bool = False
+    ) -> None:
         self._conductor = conductor
         self._report = report
         self._echo = echo
+        self._temporary = temporary
         self._nodes: list[NodeProcess] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._agent_ids: list[str] = []
@@ -67,7 +76,17 @@ class Fleet:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
         nodes, self._nodes = self._nodes, []
-        await asyncio.gather(*(node.stop() for node in nodes))
+        try:
+            await asyncio.gather(*(node.stop() for node in nodes))
+        finally:
+            if self._temporary:
+                await self._forget(node.agent_id for node in nodes)
+
+    async def _forget(self, agent_ids: Iterable[str]) -> None:
+        try:
+            await asyncio.shield(self._conductor.forget_agents(agent_ids))
+        except ConductorError as error:
+            logger.warning("what the agents of this command left was not deleted: %s", error)
 
     async def _start(self, node: NodeProcess) -> str | None:
         """Start a node and wait until it is ready; what went wrong otherwise."""

@@ -70,7 +70,7 @@ class WorkflowRun:
         async with (
             servers_for_a_run(self._config) as config,
             Conductor(config) as conductor,
-            Fleet(conductor, self._on_node, echo) as fleet,
+            Fleet(conductor, self._on_node, echo, temporary=True) as fleet,
         ):
             await self._start_missing(conductor, fleet)
             self._board.note = ""
@@ -84,8 +84,6 @@ class WorkflowRun:
                     raise
             for task_id, result in state.task_results.items():
                 self._board.ended(task_id, result)
-            await fleet.stop()
-            await _forget(conductor, fleet.agent_ids)
             return state
 
     async def _start_missing(self, conductor: Conductor, fleet: Fleet) -> None:
@@ -183,10 +181,3 @@ def _require_known(missing: Iterable[AgentType]) -> None:
                 f"none to start (there are {', '.join(known)}). Start one of yours first: "
                 "conductor up --agents package.module:Class"
             )
-
-
-async def _forget(conductor: Conductor, agent_ids: Iterable[str]) -> None:
-    """Delete the states of agents that lived for this run only."""
-    for agent_id in agent_ids:
-        with contextlib.suppress(ConductorError):
-            await conductor.state.delete_agent_state(agent_id)

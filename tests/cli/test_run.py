@@ -4,6 +4,10 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+import redis
+
+from tests.support import rabbitmq
 from tests.support.cli import Background, background, conductor, processes_of
 from tests.support.projects import make_project, snapshot, write_files
 from tests.support.waiting import wait_until_sync
@@ -100,6 +104,47 @@ def test_a_second_run_has_its_own_server_and_a_killed_one_leaves_nothing(tmp_pat
         command.process.kill()
         command.process.wait()
     wait_until_sync(lambda: not processes_of(tmp_path), timeout=30)
+
+
+@pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_agents_of_a_run_leave_no_trace_on_a_broker_that_stays(
+    broker: str, interrupted: bool, request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path
+) -> None:
+    store = f"{valkey_url.rpartition('/')[0]}/11"
+    url = store if broker == "valkey" else request.getfixturevalue("rabbitmq_url")
+    write_files(tmp_path, {"conductor.yaml": f"broker_url: {url}\nredis: {{url: {store}}}\n"})
+    workflow = REVIEW
+    if interrupted:
+        slow_project(tmp_path)
+        workflow = TROUBLE.replace(": 2,", ": 600,")
+    else:
+        make_project(tmp_path / "project")
+    write_files(tmp_path, {"workflow.yaml": workflow})
+    with background(tmp_path / "data", "run", "workflow.yaml", cwd=tmp_path) as command:
+        if interrupted:
+            wait_for(command, tmp_path / "running")
+            assert command.end(signal.SIGTERM) == 128 + signal.SIGTERM, command
+        else:
+            assert command.process.wait(60) == 0, command
+    traces = words_in_redis(store)
+    if broker == "rabbitmq":
+        traces |= {
+            " ".join(row) for kind in ("queues", "bindings") for row in rabbitmq.list_objects(kind, url)
+        }
+    assert any("conductor.type.review" in trace for trace in traces)
+    assert not [trace for trace in traces if "-run-" in trace]
+
+
+def words_in_redis(url: str) -> set[str]:
+    """Every key, and every member of the sets; what a workflow or a result says is in neither."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        keys = set(client.keys())
+        for key in list(keys):
+            kind = client.type(key)
+            keys |= set(client.smembers(key) if kind == "set" else ())
+            keys |= set(client.zrange(key, 0, -1) if kind == "zset" else ())
+        return keys
 
 
 def wait_for(command: Background, path: Path) -> None:
