@@ -11,6 +11,7 @@ from celery.result import AsyncResult
 from conductor.client import Conductor
 from conductor.core.enums import AgentStatus, AgentType, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError
+from conductor.core.models import TaskDefinition
 from tests.broker.nodes.conftest import task
 from tests.support.agents import notes
 from tests.support.nodes import AgentNode, Farm
@@ -87,6 +88,26 @@ async def test_tasks_for_a_type_go_to_the_agent_that_is_free(
     (tmp_path / "go").touch()
     results = await asyncio.gather(*(handle.result(20) for handle in (busy, *own)))
     assert {result.agent_id for result in results} == {agent.agent_id}
+
+
+async def test_a_node_that_fetches_ahead_leaves_the_tasks_for_its_type_to_others(
+    conductor: Conductor, agent: AgentNode, other: AgentNode, tmp_path: Path
+) -> None:
+    def waiting(name: str) -> TaskDefinition:
+        return task("wait_for_file", None, file=tmp_path / name, log=tmp_path / f"{name}.log")
+
+    elsewhere = await conductor.dispatch(waiting("elsewhere"), other.agent_id)
+    await wait_until(lambda: notes(tmp_path / "elsewhere.log"))
+    own = [await conductor.dispatch(waiting(name), agent.agent_id) for name in ("first", "second")]
+    await wait_until(lambda: notes(tmp_path / "first.log"))
+    shared = await conductor.dispatch(task())
+    (tmp_path / "first").touch()
+    await wait_until(lambda: notes(tmp_path / "second.log"))
+    (tmp_path / "elsewhere").touch()
+    assert (await shared.result(20)).agent_id == other.agent_id
+    assert own[1].status() is TaskStatus.IN_PROGRESS
+    (tmp_path / "second").touch()
+    await asyncio.gather(*(handle.result(20) for handle in (elsewhere, *own)))
 
 
 async def test_a_task_for_a_type_is_done_between_many_for_the_agent(
