@@ -43,7 +43,8 @@ def execute(settings: Settings, work: Work, *, ends_with_signal: bool = False) -
     """Do the work and end the command with its exit code.
 
     The first SIGINT, SIGTERM or SIGHUP cancels the work, every further one what it does to clean up. The
-    code is 128 + the signal's number then, or 0 where a signal is how the command is meant to end.
+    code is 128 + the signal's number then, or 0 where a signal is how the command is meant to end. Under
+    nohup SIGHUP stays ignored.
     """
     try:
         code = asyncio.run(_interruptible(work, _prepare(settings)))
@@ -95,7 +96,8 @@ async def _interruptible(work: Work, config: ConductorConfig) -> int:
         received.append(number)
         task.cancel()  # type: ignore[attr-defined]
 
-    for number in SIGNALS:
+    signals = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    for number in signals:
         loop.add_signal_handler(number, interrupt, number)
     try:
         return await task
@@ -104,6 +106,6 @@ async def _interruptible(work: Work, config: ConductorConfig) -> int:
             raise Interrupted(received[0]) from None
         raise
     finally:
-        for number in SIGNALS:
+        for number in signals:
             with contextlib.suppress(ValueError):
                 loop.remove_signal_handler(number)

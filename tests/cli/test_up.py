@@ -85,6 +85,14 @@ def test_listen_for_a_person_ends_with_ctrl_c(data: Path) -> None:
     assert any("status_update from me" in line for line in listener.out)
 
 
+def test_under_nohup_a_command_survives_the_end_of_its_terminal(data: Path) -> None:
+    with background(data, "listen", "conductor:broadcast", "--count", "1", nohup=True) as listener:
+        listener.wait_for_error_line("listening")
+        os.kill(listener.process.pid, signal.SIGHUP)
+        assert conductor(data, "publish", "conductor:broadcast").returncode == 0
+        assert listener.process.wait(30) == 0, listener
+
+
 def test_listen_that_gets_less_than_it_waits_for_fails(data: Path) -> None:
     done = conductor(data, "listen", "conductor:errors", "--count", "1", "--timeout", "0.3")
     assert done.returncode == 1

@@ -58,13 +58,13 @@ def processes_of(data_dir: Path) -> list[str]:
 class Background:
     """A command that runs beside the test; its standard output and error are read as they come."""
 
-    def __init__(self, data_dir: Path, *arguments: str, cwd: Path | None = None) -> None:
+    def __init__(self, data_dir: Path, *arguments: str, cwd: Path | None = None, nohup: bool = False) -> None:
         self.data_dir = data_dir
         self.out: list[str] = []
         self.err: list[str] = []
         # A session of its own, as a shell gives a job a process group of its own.
         self.process = subprocess.Popen(
-            [COMMAND, *arguments],
+            [*(["nohup"] if nohup else []), COMMAND, *arguments],
             env=environment(data_dir),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -117,9 +117,11 @@ class Background:
 
 
 @contextlib.contextmanager
-def background(data_dir: Path, *arguments: str, cwd: Path | None = None) -> Iterator[Background]:
+def background(
+    data_dir: Path, *arguments: str, cwd: Path | None = None, nohup: bool = False
+) -> Iterator[Background]:
     """A command beside the test, ended with it."""
-    command = Background(data_dir, *arguments, cwd=cwd)
+    command = Background(data_dir, *arguments, cwd=cwd, nohup=nohup)
     try:
         yield command
     finally:
