@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from conductor.core.enums import TaskStatus
-from tests.support.projects import PYPROJECT, make_project
+from tests.support.projects import PYPROJECT, make_project, write_files
 from tests.workers.conftest import RunAgent
+
+MINIMAL = '[project]\nname = "demo"\nversion = "0.3.0"\n'
+SETUPTOOLS = '[build-system]\nrequires = ["setuptools>=61"]\nbuild-backend = "setuptools.build_meta"\n'
+LEGACY = 'from setuptools import setup\nsetup(name="demo", version="0.3.0", packages=["demo"])\n'
 
 
 async def test_the_wheel_has_the_name_size_and_hash_that_are_reported(
@@ -25,6 +29,23 @@ async def test_the_wheel_has_the_name_size_and_hash_that_are_reported(
     assert output["sha256"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
     assert "demo/greeting.py" in zipfile.ZipFile(wheel).namelist()
     assert [path.name for path in wheel.parent.iterdir()] == [wheel.name]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param({"pyproject.toml": MINIMAL}, id="no backend named"),
+        pytest.param({"pyproject.toml": MINIMAL + SETUPTOOLS}, id="backend named"),
+        pytest.param({"setup.py": LEGACY}, id="setup.py only"),
+    ],
+)
+async def test_a_project_of_setuptools_is_built_too(
+    files: dict[str, str | bytes], run_agent: RunAgent, tmp_path: Path
+) -> None:
+    project = write_files(tmp_path / "project", {"demo/__init__.py": "", **files})
+    result = await run_agent("devops", project=project)
+    assert result.status is TaskStatus.COMPLETED, result.error_message
+    assert result.output_data["wheel"] == "demo-0.3.0-py3-none-any.whl"
 
 
 async def test_without_a_workspace_the_wheel_stays_all_the_same(project: Path, run_agent: RunAgent) -> None:
