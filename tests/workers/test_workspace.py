@@ -135,6 +135,7 @@ async def test_a_cancelled_copy_leaves_nothing(project: Path, tmp_path: Path) ->
     [
         (None, "the task's input has no 'project'"),
         ("/nowhere/at/all", "there is no directory /nowhere/at/all"),
+        ("no/such", f"no directory 'no/such' in {Path.cwd()}, where this agent runs: set the task's input"),
         (17, "the task's input 'project' must be a path, not 17"),
         ("a\0b", "must be a path"),
     ],

@@ -53,6 +53,11 @@ class ToolAgent(BaseAgent):
             raise WorkFailedError(
                 "the task's input has no 'project': set it to the directory of a Python project"
             )
+        if not project.is_dir() and not Path(data["project"]).expanduser().is_absolute():
+            raise WorkFailedError(
+                f"there is no directory {data['project']!r} in {Path.cwd()}, where this agent runs: "
+                "set the task's input 'project' to an absolute path"
+            )
         async with self._copy(project, path_input(data, "workspace")) as root:
             return await self._work(root, data)
 
