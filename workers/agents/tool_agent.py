@@ -53,11 +53,7 @@ class ToolAgent(BaseAgent):
             raise WorkFailedError(
                 "the task's input has no 'project': set it to the directory of a Python project"
             )
-        if not project.is_dir() and not Path(data["project"]).expanduser().is_absolute():
-            raise WorkFailedError(
-                f"there is no directory {data['project']!r} in {Path.cwd()}, where this agent runs: "
-                "set the task's input 'project' to an absolute path"
-            )
+        _require_found(project, data["project"])
         async with self._copy(project, path_input(data, "workspace")) as root:
             return await self._work(root, data)
 
@@ -67,6 +63,15 @@ class ToolAgent(BaseAgent):
     @abstractmethod
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:
         """Do the work in the copy at `root`; WorkFailedError where it does not succeed."""
+
+
+def _require_found(project: Path, given: str) -> None:
+    """Say it where a relative path leads nowhere: whoever sent it was in another directory."""
+    if not given.startswith(("/", "~")) and not project.exists():
+        raise WorkFailedError(
+            f"there is no directory {given!r} in {Path.cwd()}, where this agent runs: "
+            "set the task's input 'project' to an absolute path"
+        )
 
 
 def path_input(data: dict[str, Any], name: str) -> Path | None:
