@@ -274,7 +274,11 @@ class _Parts:
             publish_timeout=config.bus.publish_timeout,
             connect_timeout=config.bus.connect_timeout,
         )
-        self.state = RedisStateManager(addresses.redis_url, key_prefix=config.redis.key_prefix)
+        self.state = RedisStateManager(
+            addresses.redis_url,
+            key_prefix=config.redis.key_prefix,
+            expires_seconds=config.redis.expires_seconds,
+        )
         self.dispatcher = Dispatcher(config, addresses)
 
     async def open(self) -> None:

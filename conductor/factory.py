@@ -1,9 +1,10 @@
 """The bus and the state manager that a URL asks for."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
-from conductor.core.config import mask_url
+from conductor.core.config import RedisConfig, mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.orchestration.message_bus import InMemoryMessageBus, MessageBus
 from conductor.orchestration.state_manager import InMemoryStateManager, StateManager
@@ -22,10 +23,13 @@ def create_message_bus(url: str) -> MessageBus:
     return _make("message bus", url, makers)
 
 
-def create_state_manager(url: str) -> StateManager:
-    """Make the state manager for `url`, not yet connected; an unknown scheme is a ConfigurationError."""
+def create_state_manager(url: str, *, config: RedisConfig | None = None) -> StateManager:
+    """Make the state manager for `url`, not yet connected; an unknown scheme is a ConfigurationError.
+
+    Of `config`, as in `load_config().redis`, the key prefix and the times of expiry are used, not the URL.
+    """
     makers: dict[str, Callable[[str], StateManager]] = {"memory": lambda _: InMemoryStateManager()}
-    makers |= dict.fromkeys(("redis", "rediss", "unix"), _redis_state)
+    makers |= dict.fromkeys(("redis", "rediss", "unix"), partial(_redis_state, config or RedisConfig()))
     return _make("state manager", url, makers)
 
 
@@ -35,10 +39,10 @@ def _kombu_bus(url: str) -> MessageBus:
     return KombuMessageBus(url)
 
 
-def _redis_state(url: str) -> StateManager:
+def _redis_state(config: RedisConfig, url: str) -> StateManager:
     from conductor.store.redis_state import RedisStateManager
 
-    return RedisStateManager(url)
+    return RedisStateManager(url, config.key_prefix, expires_seconds=config.expires_seconds)
 
 
 def _make(what: str, url: str, makers: Mapping[str, Callable[[str], T]]) -> T:

@@ -73,6 +73,23 @@ class RedisConfig(_Section):
     url: Url | None = None
     key_prefix: NonEmptyStr = "conductor:"
     result_expires_seconds: int = Field(default=86400, ge=1)
+    """How long Celery's records of tasks are kept."""
+    agent_expires_seconds: Seconds | None = None
+    """How long the state of an agent is kept after its last heartbeat; None, as for the next two: always."""
+    workflow_expires_seconds: Seconds | None = None
+    """How long the state of a workflow is kept after the last write."""
+    task_result_expires_seconds: Seconds | None = None
+    """How long the result of a task is kept by the state manager."""
+
+    @property
+    def expires_seconds(self) -> dict[str, float]:
+        """What a RedisStateManager takes: the seconds by kind, of the kinds that expire."""
+        chosen = {
+            "agent": self.agent_expires_seconds,
+            "workflow": self.workflow_expires_seconds,
+            "task_result": self.task_result_expires_seconds,
+        }
+        return {kind: seconds for kind, seconds in chosen.items() if seconds is not None}
 
 
 class BusConfig(_Section):
@@ -139,6 +156,16 @@ class ConductorConfig(BaseSettings):
     bus: BusConfig = Field(default_factory=BusConfig)
     work: WorkConfig = Field(default_factory=WorkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
+
+    @model_validator(mode="after")
+    def _agents_outlive_their_heartbeats(self) -> Self:
+        kept, interval = self.redis.agent_expires_seconds, self.node.heartbeat_interval
+        if kept is not None and kept < 3 * interval:
+            raise ValueError(
+                f"redis.agent_expires_seconds ({kept:g} s) must be at least 3 times node.heartbeat_interval "
+                f"({interval:g} s), else agents that live vanish"
+            )
+        return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         return _masked(iter(super().__repr_args__()))

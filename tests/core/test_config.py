@@ -32,7 +32,14 @@ def failure(path: Path | None = None) -> str:
 def test_defaults(tmp_path: Path) -> None:
     assert ConductorConfig().model_dump() == {
         "broker_url": None,
-        "redis": {"url": None, "key_prefix": "conductor:", "result_expires_seconds": 86400},
+        "redis": {
+            "url": None,
+            "key_prefix": "conductor:",
+            "result_expires_seconds": 86400,
+            "agent_expires_seconds": None,
+            "workflow_expires_seconds": None,
+            "task_result_expires_seconds": None,
+        },
         "data_dir": tmp_path / "data-home" / "conductor",
         "log_level": "INFO",
         "bus": {"buffer_size": 65536, "publish_timeout": 10.0, "connect_timeout": 5.0},
@@ -89,6 +96,17 @@ def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("CONDUCTOR_BROKER_URL", "")
     monkeypatch.setenv("CONDUCTOR_UNKNOWN", "of another program")
     assert ConductorConfig().broker_url is None
+
+
+def test_expiry_is_set_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ConductorConfig().redis.expires_seconds == {}
+    write("redis: {workflow_expires_seconds: 60}\n")
+    monkeypatch.setenv("CONDUCTOR_REDIS__TASK_RESULT_EXPIRES_SECONDS", "1.5")
+    assert load_config().redis.expires_seconds == {"workflow": 60.0, "task_result": 1.5}
+    monkeypatch.setenv("CONDUCTOR_REDIS__AGENT_EXPIRES_SECONDS", "5")
+    assert "agent_expires_seconds (5 s) must be at least 3 times node.heartbeat_interval (2 s)" in failure()
+    monkeypatch.setenv("CONDUCTOR_REDIS__AGENT_EXPIRES_SECONDS", "0")
+    assert "redis.agent_expires_seconds" in failure()
 
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
