@@ -10,6 +10,7 @@ import conductor
 from conductor import Conductor, ConductorConfig, ConductorError, MessageBusError, StateError, TaskDefinition
 from conductor.core.enums import AgentType
 from conductor.core.messages import AgentMessage
+from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
 from tests.support.waiting import wait_until
 
@@ -66,6 +67,17 @@ async def test_before_connecting_everything_says_so(tmp_path: Path) -> None:
         await ours.dispatch(some_task())
     assert caught.value.error_code == "NOT_CONNECTED"
     await ours.disconnect()
+
+
+async def test_what_the_configuration_lets_expire_does(valkey_url: str, tmp_path: Path) -> None:
+    prefix = f"{tmp_path.name}:"
+    settings = {"url": valkey_url, "key_prefix": prefix, "agent_expires_seconds": 60}
+    async with (
+        Conductor(config(tmp_path, redis=settings)) as ours,
+        redis.Redis.from_url(valkey_url) as client,
+    ):
+        await ours.state.save_agent_state(AgentState(agent_id="a", agent_type=AgentType.CODING))
+        assert 0 < await client.ttl(f"{prefix}agent:a") <= 60
 
 
 async def test_connecting_twice_and_disconnecting_twice_are_no_errors(
