@@ -29,6 +29,7 @@ class RecordingStateManager(InMemoryStateManager):
     def __init__(self) -> None:
         super().__init__()
         self.saved: list[WorkflowState] = []
+        self.whole_saves = 0
 
     async def _remember(self, workflow_id: str) -> None:
         state = await self.get_workflow_state(workflow_id)
@@ -37,6 +38,7 @@ class RecordingStateManager(InMemoryStateManager):
 
     async def save_workflow_state(self, state: WorkflowState, **options: Any) -> int:
         version = await super().save_workflow_state(state, **options)
+        self.whole_saves += 1
         await self._remember(state.workflow_id)
         return version
 
@@ -244,6 +246,18 @@ async def test_the_state_is_saved_after_every_task_and_every_phase(
     assert {saved.status for saved in state.saved[:-1]} == {TaskStatus.IN_PROGRESS}
     assert [saved.current_phase for saved in state.saved if len(saved.phase_history) == 1][-1] is DEVOPS
     assert state.saved[-1] == final
+
+
+async def test_a_task_costs_no_save_of_the_whole_state(
+    coordinator: AgentCoordinator, state: RecordingStateManager
+) -> None:
+    counts = []
+    for tasks in (1, 20):
+        state.whole_saves = 0
+        final = await WorkflowEngine(coordinator, state).run_workflow(workflow(*["coding"] * tasks))
+        assert len(final.task_results) == tasks
+        counts.append(state.whole_saves)
+    assert counts[0] == counts[1]
 
 
 async def test_a_workflow_state_deleted_meanwhile_is_written_again(
