@@ -51,11 +51,11 @@ class Policy(ABC):
 
 
 class MaxConcurrentTasksPolicy(Policy):
-    """Denies when `max_tasks` agents are RUNNING."""
+    """Denies when `max_tasks` agents are RUNNING; 0 denies always, as for a pause."""
 
     def __init__(self, max_tasks: int = 5) -> None:
-        if max_tasks < 1:
-            raise ConfigurationError(f"max_tasks must be at least 1, not {max_tasks}.")
+        if max_tasks < 0:
+            raise ConfigurationError(f"max_tasks must be 0 or more, not {max_tasks}.")
         self.max_tasks = max_tasks
 
     @property

@@ -92,6 +92,10 @@ async def test_max_concurrent_tasks(running: int, allowed: bool) -> None:
         assert allowed or str(running) in result.reason
 
 
+async def test_no_concurrent_task_at_all_may_be_allowed() -> None:
+    assert not (await MaxConcurrentTasksPolicy(max_tasks=0).evaluate({"agent_states": {}})).allowed
+
+
 @pytest.mark.parametrize(
     ("timeout", "allowed"), [(0, False), (-1, False), (1, True), (3599, True), (3600, False), (None, True)]
 )
@@ -134,7 +138,7 @@ def test_bad_settings_are_named(rate: float) -> None:
     with pytest.raises(ConfigurationError, match="required_success_rate"):
         PhaseGatePolicy(rate)
     with pytest.raises(ConfigurationError, match="max_tasks"):
-        MaxConcurrentTasksPolicy(0)
+        MaxConcurrentTasksPolicy(-1)
 
 
 def engine_of(*policies: Policy) -> PolicyEngine:
