@@ -121,9 +121,15 @@ class AgentCoordinator:
         """Give the agents of a type, in the order of their registration."""
         return [agent for agent in self._agents.values() if agent.agent_type == agent_type]
 
-    def get_available_agents(self, agent_type: AgentType | None = None) -> list[BaseAgent]:
-        """Give the agents, of a type or of all, that could take a task now."""
-        agents = self.list_agents() if agent_type is None else self.get_agents_by_type(agent_type)
+    def get_available_agents(
+        self,
+        type: AgentType | None = None,  # noqa: A002  the contract's name
+        *,
+        agent_type: AgentType | None = None,
+    ) -> list[BaseAgent]:
+        """Give the agents, of a type or of all, that could take a task now; both arguments mean the same."""
+        wanted = type or agent_type
+        agents = self.list_agents() if wanted is None else self.get_agents_by_type(wanted)
         return [
             agent for agent in agents if agent.state.is_available and agent.agent_id not in self._reserved
         ]

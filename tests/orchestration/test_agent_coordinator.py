@@ -173,6 +173,8 @@ async def test_agents_by_type_and_availability(coordinator: AgentCoordinator) ->
     assert coordinator.get_agents_by_type(AgentType.MONITOR) == []
     assert coordinator.get_available_agents() == [idle, tester]
     assert coordinator.get_available_agents(AgentType.CODING) == [idle]
+    assert coordinator.get_available_agents(type=AgentType.TEST) == [tester]
+    assert coordinator.get_available_agents(agent_type=AgentType.TEST) == [tester]
 
 
 async def test_a_task_is_done_by_an_agent_of_its_type_and_everything_is_saved(
