@@ -56,14 +56,18 @@ class Fleet:
     async def start(self, agents: Iterable[tuple[str, str]]) -> None:
         """Start a node for each pair of an agent's name and id, and return when all are ready.
 
-        ConductorError, code NODE_FAILED, with the end of the log of one that is not.
+        ConductorError, code NODE_FAILED, with the end of the log of one that is not; ConfigurationError where
+        there is no place for the logs.
         """
         config, addresses = self._conductor.config, self._conductor.addresses
         nodes = [NodeProcess(agent, agent_id, config, addresses, self._echo) for agent, agent_id in agents]
         self._nodes += nodes
         self._agent_ids += [node.agent_id for node in nodes]
-        async with asyncio.TaskGroup() as starting:
-            tasks = [starting.create_task(self._start(node)) for node in nodes]
+        try:
+            async with asyncio.TaskGroup() as starting:
+                tasks = [starting.create_task(self._start(node)) for node in nodes]
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
         failures = [failure for task in tasks if (failure := task.result())]
         if failures:
             raise ConductorError(failures[0], "NODE_FAILED")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conductor.broker.addresses import Addresses
 from conductor.core.config import ConductorConfig
+from conductor.core.exceptions import ConfigurationError
 from conductor.core.fields import utc_now
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ class NodeProcess:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start the process; it is ready when its agent's heartbeat is filed."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        """Start the process; it is ready when its agent's heartbeat is filed.
+
+        ConfigurationError, code DATA_DIR, where the log cannot be written.
+        """
         with _open_log(self.log) as log:
             self._log_start = log.tell()
             self.started_at = utc_now()
@@ -161,9 +164,18 @@ async def _lines(output: asyncio.StreamReader) -> Any:
 
 def _open_log(path: Path) -> BinaryIO:
     """Open a log for appending; one that has grown too large is put aside."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_LIMIT:
-            path.replace(path.with_suffix(".log.1"))
-    log = path.open("ab")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > LOG_LIMIT:
+                path.replace(path.with_suffix(".log.1"))
+        log = path.open("ab")
+    except OSError as error:
+        raise ConfigurationError(
+            f"data_dir: {error.filename} cannot be written ({error.strerror}): make {path.parents[1]} a "
+            "writable directory or set CONDUCTOR_DATA_DIR to one",
+            "DATA_DIR",
+            {"path": str(path)},
+        ) from error
     log.seek(0, os.SEEK_END)
     return log

@@ -136,6 +136,21 @@ def test_the_agents_of_a_run_leave_no_trace_on_a_broker_that_stays(
     assert not [trace for trace in traces if "-run-" in trace]
 
 
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_data_dir_that_cannot_be_written_is_named(
+    configured: bool, valkey_url: str, tmp_path: Path
+) -> None:
+    files = {"data": "a file", "review.yaml": REVIEW}
+    if configured:
+        files["conductor.yaml"] = f"broker_url: {valkey_url.rpartition('/')[0]}/11\n"
+    write_files(tmp_path, {**files})
+    for arguments in (["run", "review.yaml"], ["up", "--agents", "review"]):
+        done = conductor(tmp_path / "data", *arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: data_dir: {tmp_path}/data")
+        assert "a writable directory or set CONDUCTOR_DATA_DIR to one" in done.stderr
+
+
 def words_in_redis(url: str) -> set[str]:
     """Every key, and every member of the sets; what a workflow or a result says is in neither."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
