@@ -49,8 +49,20 @@ LogLevel = Annotated[
 
 
 def _default_data_dir() -> Path:
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "conductor"
+    if base := os.environ.get("XDG_DATA_HOME"):
+        return Path(base) / "conductor"
+    try:
+        return Path.home() / ".local" / "share" / "conductor"
+    except RuntimeError:
+        # A container may run under a user id that nobody has heard of.
+        return Path.cwd() / ".conductor"
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} cannot be expanded: {error}") from None
 
 
 def _masked(arguments: Iterator[tuple[str | None, Any]]) -> Iterator[tuple[str | None, Any]]:
@@ -151,7 +163,7 @@ class ConductorConfig(BaseSettings):
     broker_url: Url | None = None
     """None means `redis.url`, else the embedded server."""
     redis: RedisConfig = Field(default_factory=RedisConfig)
-    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(default_factory=_default_data_dir)
+    data_dir: Annotated[Path, AfterValidator(_expanded)] = Field(default_factory=_default_data_dir)
     log_level: LogLevel = "INFO"
     bus: BusConfig = Field(default_factory=BusConfig)
     work: WorkConfig = Field(default_factory=WorkConfig)

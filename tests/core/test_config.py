@@ -1,6 +1,8 @@
 """Settings: where they come from, which wins, what a mistake says, and that no secret is shown."""
 
+import pwd
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from pydantic import ValidationError
@@ -58,6 +60,20 @@ def test_data_dir_without_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ConductorConfig().data_dir == tmp_path / ".local" / "share" / "conductor"
+
+
+def test_a_user_without_a_home_has_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert ConductorConfig().data_dir == tmp_path / ".conductor"
+    write("data_dir: ~/here")
+    assert "data_dir in file 'conductor.yaml' is not valid: '~/here' cannot be expanded" in failure()
 
 
 @pytest.mark.parametrize("direct", [True, False])
