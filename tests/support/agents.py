@@ -15,6 +15,9 @@ from conductor.core.exceptions import AgentError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition, TaskResult
 
+#: The name of a file that ends all waiting for files beside it.
+TEST_IS_OVER = "the-test-is-over"
+
 
 class ObedientAgent(BaseAgent):
     """Does `input_data["do"]`; every start of a task and every message is a line in a file the test names."""
@@ -52,7 +55,9 @@ class ObedientAgent(BaseAgent):
         return {"slept": orders["seconds"]}
 
     async def _do_wait_for_file(self, orders: dict[str, Any]) -> dict[str, Any]:
-        while not Path(orders["file"]).exists():  # noqa: ASYNC110, ASYNC240 - a test's process makes it
+        file = Path(orders["file"])
+        # Made by the process of the test: the file, or at the latest when the test has ended, the other one.
+        while not file.exists() and not file.with_name(TEST_IS_OVER).exists():  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.02)
         return {"agent": self.agent_id, "pid": os.getpid()}
 

@@ -10,6 +10,7 @@ from conductor.broker.addresses import Addresses
 from conductor.client import Conductor
 from conductor.core.enums import AgentType
 from conductor.core.models import TaskDefinition
+from tests.support.agents import TEST_IS_OVER
 from tests.support.nodes import AgentNode, Farm
 
 #: Short, so that what a killed node held is back soon.
@@ -87,6 +88,12 @@ def starting(farm: Farm) -> Iterator[Callable[..., AgentNode]]:
     yield start
     for node in started:
         node.teardown()
+
+
+@pytest.fixture(autouse=True)
+def _no_agent_waits_for_a_test_that_is_over(tmp_path: Path) -> Iterator[None]:
+    yield
+    (tmp_path / TEST_IS_OVER).touch()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -90,6 +90,7 @@ async def test_tasks_for_a_type_go_to_the_agent_that_is_free(
     assert {result.agent_id for result in results} == {agent.agent_id}
 
 
+@pytest.mark.parametrize("farm", ["valkey"], indirect=True)
 async def test_a_node_that_fetches_ahead_leaves_the_tasks_for_its_type_to_others(
     conductor: Conductor, agent: AgentNode, other: AgentNode, tmp_path: Path
 ) -> None:
@@ -98,14 +99,16 @@ async def test_a_node_that_fetches_ahead_leaves_the_tasks_for_its_type_to_others
 
     elsewhere = await conductor.dispatch(waiting("elsewhere"), other.agent_id)
     await wait_until(lambda: notes(tmp_path / "elsewhere.log"))
-    own = [await conductor.dispatch(waiting(name), agent.agent_id) for name in ("first", "second")]
+    names = ("before", "first", "second")
+    own = [await conductor.dispatch(waiting(name), agent.agent_id) for name in names]
+    (tmp_path / "before").touch()
     await wait_until(lambda: notes(tmp_path / "first.log"))
     shared = await conductor.dispatch(task())
     (tmp_path / "first").touch()
     await wait_until(lambda: notes(tmp_path / "second.log"))
     (tmp_path / "elsewhere").touch()
     assert (await shared.result(20)).agent_id == other.agent_id
-    assert own[1].status() is TaskStatus.IN_PROGRESS
+    assert own[2].status() is TaskStatus.IN_PROGRESS
     (tmp_path / "second").touch()
     await asyncio.gather(*(handle.result(20) for handle in (elsewhere, *own)))
 
