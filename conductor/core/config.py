@@ -19,8 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from pydantic_settings.sources import InitSettingsSource
 
-from conductor.core.config_errors import explain, read_yaml
-from conductor.core.exceptions import ConfigurationError
+from conductor.core.config_errors import explain, explain_no_json, read_yaml
 from conductor.core.fields import NonEmptyStr
 from conductor.core.urls import check_url, mask_url
 
@@ -226,7 +225,7 @@ def load_config(path: str | Path | None = None) -> ConductorConfig:
             raise explain(error, ConductorConfig, file, ENV_PREFIX) from None
         except SettingsError as error:
             # Its cause may quote a password.
-            raise ConfigurationError(f"A {ENV_PREFIX}* variable cannot be used: {error}.") from None
+            raise explain_no_json(error, ENV_PREFIX) from None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
+    from pydantic_settings import SettingsError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -48,6 +50,19 @@ def explain(
     keys = [_key(problem) for problem in problems]
     return ConfigurationError(
         " ".join(sentences), details={"keys": keys, "file": str(path) if path else None}
+    )
+
+
+def explain_no_json(error: SettingsError, env_prefix: str) -> ConfigurationError:
+    """Make the error of a variable that stands for a whole section and is no JSON; its value is not shown."""
+    field = re.search(r'field "(\w+)"', str(error))
+    if field is None:
+        return ConfigurationError(f"A {env_prefix}* variable cannot be used: {error}.")
+    name = f"{env_prefix}{field[1].upper()}"
+    return ConfigurationError(
+        f"The environment variable {name} is not valid: it must be a JSON object. Single keys are set with "
+        f"variables of their own, {name}__KEY.",
+        details={"keys": [field[1]], "file": None},
     )
 
 

@@ -179,7 +179,8 @@ def test_a_mistake_in_the_environment_names_the_variable(
 def test_a_section_variable_that_is_no_json_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONDUCTOR_REDIS", f"redis://:{SECRET}@host")
     message = failure()
-    assert "redis" in message
+    assert "CONDUCTOR_REDIS is not valid: it must be a JSON object" in message
+    assert "CONDUCTOR_REDIS__KEY" in message
     assert SECRET not in message
 
 
