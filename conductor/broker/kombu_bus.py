@@ -71,7 +71,7 @@ class KombuMessageBus(MessageBus):
         )
         self._pending = PendingRequests()
         self._session: Session | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting = _Once()
         self._published = 0
 
     def __repr__(self) -> str:
@@ -85,8 +85,8 @@ class KombuMessageBus(MessageBus):
 
     @property
     def is_connected(self) -> bool:
-        """See `MessageBus.is_connected`."""
-        return self._session is not None
+        """See `MessageBus.is_connected`; a bus whose event loop was closed is not connected any more."""
+        return self._session is not None and not self._session.loop.is_closed()
 
     @property
     def published_count(self) -> int:
@@ -108,7 +108,8 @@ class KombuMessageBus(MessageBus):
 
         MessageBusError: BROKER_UNAVAILABLE within `connect_timeout`, BROKER_AUTH_FAILED, BROKER_REFUSED.
         """
-        async with self._connecting:
+        async with self._connecting.lock():
+            self._leave_closed_loop()
             if self._session is None:
                 session = Session(self._settings, self._pending)
                 await session.open()
@@ -116,6 +117,7 @@ class KombuMessageBus(MessageBus):
 
     async def disconnect(self) -> None:
         """See `MessageBus.disconnect`; what is being published still goes out if the broker is there."""
+        self._leave_closed_loop()
         session, self._session = self._session, None
         if session is not None:
             self._published = 0
@@ -135,16 +137,20 @@ class KombuMessageBus(MessageBus):
         self._published += 1
         correlation_id = message.correlation_id
         sent = session.publisher.publish(EVENTS, channel, body, correlation_id=correlation_id)
-        if correlation_id is None or self._pending.resolve(message):
+        if correlation_id is None:
             await sent
             return
-        inbox = session.origins.find(correlation_id) or REPLY_TO_ANY
-        answered = session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id)
+        unknown = () if self._pending.resolve(message) else (REPLY_TO_ANY,)
+        answered = [
+            session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id)
+            for inbox in session.origins.find(correlation_id) or unknown
+        ]
         try:
-            await sent
-            await answered
+            for future in (sent, *answered):
+                await future
         finally:
-            discard(answered)
+            for future in answered:
+                discard(future)
 
     async def reply(self, inbox: str, message: AgentMessage) -> None:
         """Send `message` to the inbox of who asked, its `bus_id`, and nowhere else."""
@@ -155,7 +161,8 @@ class KombuMessageBus(MessageBus):
     def asker_of(self, message: AgentMessage) -> str | None:
         """The inbox of who waits for an answer to a message received here, None when nobody is known."""
         session = self._require("look for an asker")
-        return session.origins.find(message.correlation_id or message.message_id)
+        inboxes = session.origins.find(message.correlation_id or message.message_id)
+        return inboxes[-1] if inboxes else None
 
     async def subscribe(self, channel: str, callback: Callback) -> None:
         """See `MessageBus.subscribe`.
@@ -211,6 +218,27 @@ class KombuMessageBus(MessageBus):
         )
 
     def _require(self, operation: str) -> Session:
-        if self._session is None:
+        if self._session is None or self._session.loop.is_closed():
             raise not_connected(operation)
         return self._session
+
+    def _leave_closed_loop(self) -> None:
+        """Forget a session that nobody closed before its event loop was; nothing can be waited for there."""
+        if self._session is not None and self._session.loop.is_closed():
+            self._session.abandon()
+            self._session, self._pending, self._published = None, PendingRequests(), 0
+
+
+class _Once:
+    """A lock of the running loop: asyncio's belongs for ever to the first loop on which somebody waited."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = asyncio.Lock()
+
+    def lock(self) -> asyncio.Lock:
+        """The lock, a new one on a new loop."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._lock = loop, asyncio.Lock()
+        return self._lock

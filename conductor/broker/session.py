@@ -47,6 +47,7 @@ class Session:
     """Belongs to the event loop on which it was made; used once."""
 
     def __init__(self, settings: BusSettings, pending: PendingRequests) -> None:
+        self.loop = asyncio.get_running_loop()
         self.tally = Tally()
         self.origins = Origins()
         self._settings = settings
@@ -96,6 +97,12 @@ class Session:
             thread.stop()
         await cancel_and_wait(self._tasks)
         await self._end_threads(limit=_IO_TIMEOUT + self._settings.connect_timeout)
+
+    def abandon(self) -> None:
+        """End the threads without waiting, when the event loop is closed."""
+        self._closed = True
+        for thread in (self._consumer, self.publisher):
+            thread.stop()
 
     async def subscribe(self, channel: str, callback: Callback) -> None:
         """See `MessageBus.subscribe`."""

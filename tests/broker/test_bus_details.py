@@ -16,7 +16,7 @@ from conductor.core.enums import MessageType
 from conductor.core.exceptions import ConfigurationError, MessageBusError
 from conductor.core.messages import AgentMessage
 from tests.support.buses import Inbox, a_message, unique
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, wait_until_sync
 
 
 @pytest.fixture(params=["valkey", "rabbitmq"])
@@ -238,6 +238,22 @@ async def test_an_answer_of_a_bus_that_saw_no_request_arrives(url: str, bus: Kom
         assert (await asking).payload == {"via": "any"}
 
 
+async def test_everybody_who_asks_with_the_same_correlation_id_is_answered(
+    url: str, bus: KombuMessageBus
+) -> None:
+    channel, questions = unique("shared"), Inbox()
+    async with KombuMessageBus(url) as other, KombuMessageBus(url) as responder:
+        await responder.subscribe(channel, questions)
+        asking = [
+            asyncio.ensure_future(asker.request(channel, a_message(1, correlation_id="same"), timeout=10))
+            for asker in (bus, other)
+        ]
+        await wait_until(lambda: len(questions.messages) == 2)
+        answer = questions.messages[0].create_response("responder", MessageType.FEEDBACK, {"to": "all"})
+        await responder.publish("conductor:response", answer)
+        assert [each.payload for each in await asyncio.gather(*asking)] == [{"to": "all"}] * 2
+
+
 async def test_reply_sends_to_one_inbox(url: str, bus: KombuMessageBus) -> None:
     channel, questions = unique("inbox"), Inbox()
     async with KombuMessageBus(url) as other:
@@ -259,6 +275,31 @@ async def test_connecting_and_disconnecting_at_once_many_times(url: str) -> None
     for _ in range(3):
         async with bus:
             await bus.publish("somewhere", a_message())
+
+
+def test_a_bus_serves_one_event_loop_after_another(url: str) -> None:
+    """Also when several tasks connect at once, and when nobody disconnected before a loop was closed."""
+    bus, threads = KombuMessageBus(url), set(threading.enumerate())
+
+    async def use(*, orderly: bool) -> None:
+        inbox = Inbox()
+        await asyncio.gather(*(bus.connect() for _ in range(3)))
+        channel = unique("loops")
+        await bus.subscribe(channel, inbox)
+        await bus.publish(channel, a_message(1))
+        await inbox.has(1)
+        assert bus.published_count == 1
+        if orderly:
+            await bus.disconnect()
+
+    for orderly in (True, True, False, True, False):
+        asyncio.run(use(orderly=orderly))
+        assert not bus.is_connected
+    with pytest.raises(MessageBusError) as caught:
+        asyncio.run(bus.publish(unique("loops"), a_message()))
+    assert caught.value.error_code == "BUS_NOT_CONNECTED"
+    asyncio.run(bus.disconnect())
+    wait_until_sync(lambda: set(threading.enumerate()) <= threads)
 
 
 async def test_what_is_being_published_still_goes_out_at_disconnect(url: str, bus: KombuMessageBus) -> None:
