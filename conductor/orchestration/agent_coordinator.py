@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError, PolicyViolationError
+from conductor.core.fields import utc_now
+from conductor.core.models import TaskResult
 from conductor.orchestration.error_handler import ErrorAction, ErrorHandler
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
     from conductor.core.enums import AgentType
-    from conductor.core.models import TaskDefinition, TaskResult
+    from conductor.core.models import TaskDefinition
     from conductor.orchestration.message_bus import MessageBus
     from conductor.orchestration.policy_engine import PolicyEngine
     from conductor.orchestration.state_manager import StateManager
@@ -26,6 +28,9 @@ NOBODY = "coordinator"
 
 class AgentCoordinator:
     """Holds agents of this process and gives each of them one task at a time; belongs to one event loop.
+
+    A task that runs longer than its `timeout_seconds` is cancelled and FAILED, with the code TASK_TIMED_OUT, as
+    on a node; code that blocks the event loop cannot be ended here.
 
     With an error handler, a task that ended in an AgentError, or in an exception that became a FAILED result,
     is tried again by the same agent as long as the handler says RETRY. `message_bus` and `state_manager` are
@@ -210,7 +215,7 @@ class AgentCoordinator:
         try:
             busy = {"status": AgentStatus.RUNNING, "current_task_id": task.task_id}
             await self.state_manager.save_agent_state(agent.state.model_copy(update=busy))
-            result = await agent.execute_task(task)
+            result = await _in_time(agent, task)
             await self.state_manager.save_task_result(result)
             return result
         finally:
@@ -235,6 +240,31 @@ class AgentCoordinator:
 
     def _refusal(self, task: TaskDefinition, code: str, reason: str) -> AgentError:
         return AgentError(f"Task {task.name!r} ({task.task_id}) {reason}.", NOBODY, task.task_id, code)
+
+
+async def _in_time(agent: BaseAgent, task: TaskDefinition) -> TaskResult:
+    started_at = utc_now()
+    try:
+        async with asyncio.timeout(task.timeout_seconds) as limit:
+            return await agent.execute_task(task)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    # The agent knows only that it was cancelled.
+    agent.state.error_count += 1
+    if task.task_id not in agent.state.failed_tasks:
+        agent.state.failed_tasks.append(task.task_id)
+    completed_at = utc_now()
+    return TaskResult(
+        task_id=task.task_id,
+        agent_id=agent.agent_id,
+        status=TaskStatus.FAILED,
+        error_message=f"The task timed out after {task.timeout_seconds} s.",
+        started_at=started_at,
+        completed_at=completed_at,
+        duration_seconds=(completed_at - started_at).total_seconds(),
+        metadata={"error": {"error_type": "TimeoutError", "error_code": "TASK_TIMED_OUT"}},
+    )
 
 
 def _error_of(result: TaskResult) -> ConductorError | None:

@@ -328,6 +328,25 @@ async def test_a_cancelled_dispatch_frees_the_agent(
     assert saved.status is AgentStatus.IDLE
 
 
+async def test_a_task_that_takes_too_long_is_ended_and_failed(
+    coordinator: AgentCoordinator, state: InMemoryStateManager
+) -> None:
+    agent = ScriptedAgent(work=Gate())
+    await coordinator.register_agent(agent)
+    definition = task(timeout_seconds=1)
+    result = await coordinator.dispatch_task(definition)
+    assert (result.status, result.error_message) == (TaskStatus.FAILED, "The task timed out after 1 s.")
+    assert result.metadata["error"]["error_code"] == "TASK_TIMED_OUT"
+    assert await state.get_task_result(definition.task_id) == result
+    saved = await state.get_agent_state("coder")
+    assert saved is not None
+    assert (saved.status, saved.failed_tasks, saved.error_count) == (
+        AgentStatus.IDLE,
+        [definition.task_id],
+        1,
+    )
+
+
 async def test_an_agent_unregistered_while_it_runs_leaves_no_state(
     coordinator: AgentCoordinator, state: InMemoryStateManager
 ) -> None:
