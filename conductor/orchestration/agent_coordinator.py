@@ -29,8 +29,8 @@ NOBODY = "coordinator"
 class AgentCoordinator:
     """Holds agents of this process and gives each of them one task at a time; belongs to one event loop.
 
-    A task that runs longer than its `timeout_seconds` is cancelled and FAILED, with the code TASK_TIMED_OUT, as
-    on a node; code that blocks the event loop cannot be ended here.
+    A task that runs longer than its `timeout_seconds` is cancelled and FAILED, code TASK_TIMED_OUT, as on a
+    node; code that blocks the event loop cannot be ended here.
 
     With an error handler, a task that ended in an AgentError, or in an exception that became a FAILED result,
     is tried again by the same agent as long as the handler says RETRY. `message_bus` and `state_manager` are
