@@ -12,45 +12,15 @@ from conductor.core.enums import AgentType, TaskStatus, WorkflowPhase
 from conductor.core.exceptions import AgentError, ConfigurationError, WorkflowError
 from conductor.core.messages import FeedbackPayload
 from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
-from conductor.core.state import AgentState, WorkflowState
+from conductor.core.state import WorkflowState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.message_bus import InMemoryMessageBus
 from conductor.orchestration.policy_engine import PhaseGatePolicy, PolicyEngine
-from conductor.orchestration.state_manager import InMemoryStateManager
 from conductor.orchestration.workflow_engine import PHASE_AGENT_TYPES, WorkflowEngine
+from tests.support.recording_state import RecordingStateManager
 from tests.support.scripted_agent import ScriptedAgent, failing, succeed
 
 DEVELOPMENT, DEVOPS, MONITORING = WorkflowPhase
-
-
-class RecordingStateManager(InMemoryStateManager):
-    """The real one, remembering what it held of the workflow after each of its saves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.saved: list[WorkflowState] = []
-        self.whole_saves = 0
-
-    async def _remember(self, workflow_id: str) -> None:
-        state = await self.get_workflow_state(workflow_id)
-        assert state is not None
-        self.saved.append(state)
-
-    async def save_workflow_state(self, state: WorkflowState, **options: Any) -> int:
-        version = await super().save_workflow_state(state, **options)
-        self.whole_saves += 1
-        await self._remember(state.workflow_id)
-        return version
-
-    async def save_workflow_task_result(self, workflow_id: str, result: TaskResult) -> int:
-        version = await super().save_workflow_task_result(workflow_id, result)
-        await self._remember(workflow_id)
-        return version
-
-    async def save_workflow_agent_state(self, workflow_id: str, state: AgentState) -> int:
-        version = await super().save_workflow_agent_state(workflow_id, state)
-        await self._remember(workflow_id)
-        return version
 
 
 @pytest.fixture
