@@ -16,7 +16,6 @@ from conductor.core.exceptions import StateError
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.failures import ReplyError
 from conductor.store.redis_state import RedisStateManager
-from conductor.store.sync_state import SyncState
 from tests.store.makers import agent, result
 from tests.support.waiting import wait_until
 
@@ -118,14 +117,9 @@ async def test_passwords(tmp_path: Path) -> None:
             error = await connecting(url)
             assert error.error_code == "STATE_AUTH_FAILED", url
             assert "password" in error.message
-            with pytest.raises(StateError, match="password") as caught:
-                SyncState(url).touch_heartbeat("a")
-            assert caught.value.error_code == "STATE_AUTH_FAILED"
         async with RedisStateManager(server.url) as state:
             await state.save_agent_state(agent("a"))
             assert "s3cret" not in repr(state)
-        assert SyncState(server.url).touch_heartbeat("a")
-        assert "s3cret" not in repr(SyncState(server.url))
 
 
 async def test_a_user_without_the_right_is_told_so(tmp_path: Path) -> None:
@@ -154,8 +148,6 @@ async def test_a_full_server_says_so_keeps_what_it_has_and_lets_delete(tmp_path:
             full = await failure(state.save_agent_state(agent("a", metadata={"x": 1})))
             assert full.error_code == "STATE_FULL"
             assert await state.get_agent_state("a") == before
-            with pytest.raises(StateError, match="maxmemory"):
-                SyncState(server.url, prefix).save_task_result(result("more"))
             assert await state.delete_task_result("0")
             for found in await state.list_task_results(limit=100):
                 await state.delete_task_result(found.task_id)
@@ -317,8 +309,9 @@ async def test_a_unix_socket_will_do(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "data", settings={"unixsocket": str(path)}):
         async with RedisStateManager(f"unix://{path}?db=1") as state:
             await state.save_agent_state(agent("a"))
-            assert SyncState(f"unix://{path}?db=1").touch_heartbeat("a")
-            assert not SyncState(f"unix://{path}").touch_heartbeat("a")
+            assert await state.get_agent_state("a") is not None
+        async with RedisStateManager(f"unix://{path}") as state:
+            assert await state.get_agent_state("a") is None
 
 
 @pytest.mark.parametrize(
