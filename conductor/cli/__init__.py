@@ -2,7 +2,11 @@
 
 
 def main() -> None:
-    """Run the command `conductor`; ends with SystemExit: 0 done, 1 the work failed, 2 wrong use."""
-    from conductor.cli.commands import app
+    """Run the command `conductor`; ends with SystemExit: 0 done, 1 the work failed, 2 wrong use, 130 interrupted."""
+    try:
+        from conductor.cli.commands import app
 
-    app(prog_name="conductor")
+        app(prog_name="conductor")
+    except KeyboardInterrupt:
+        # Before the command listens to signals, as while it is imported.
+        raise SystemExit(130) from None

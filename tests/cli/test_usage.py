@@ -1,10 +1,14 @@
 """Wrong use ends with code 2 and a sentence that helps, never with a stack trace."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from conductor.cli import main
 from conductor.cli.commands import app
 
 
@@ -115,6 +119,20 @@ def test_a_payload_is_read_from_standard_input(tmp_path: Path) -> None:
     result = invoke("publish", "conductor:broadcast", "--payload", "-", stdin="[]")
     assert result.exit_code == 2
     assert "'[]' is JSON, but not an object" in result.output
+
+
+def test_ctrl_c_while_it_is_imported_shows_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name == "app":
+                raise KeyboardInterrupt
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, "conductor.cli.commands", Interrupting("conductor.cli.commands"))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+    assert caught.value.__suppress_context__
 
 
 def test_completion_knows_the_shells() -> None:
