@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """Run the command `conductor`; ends with SystemExit: 0 done, 1 the work failed, 2 wrong use, 130 interrupted."""
+    """Run the command; ends with SystemExit: 0 done, 1 the work failed, 2 wrong use, 130 interrupted."""
     try:
         from conductor.cli.commands import app
 
