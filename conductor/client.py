@@ -85,6 +85,7 @@ class TaskHandle:
         """Cancel the task, also while it runs; False if it has ended before.
 
         Returns when it is asked for: the result tells when it is done, or that the task was quicker.
+        MessageBusError, code BROKER_UNAVAILABLE: a node that runs the task could not be told.
         """
         return await self._conductor.cancel_task(self.task_id, self._run)
 

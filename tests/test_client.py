@@ -1,6 +1,7 @@
 """`Conductor` itself: servers, connecting, and what it says when something is missing."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conductor.core.enums import AgentType
 from conductor.core.messages import AgentMessage
 from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 
@@ -118,6 +120,33 @@ async def test_a_task_for_a_broker_that_went_away_is_an_error_in_time(tmp_path: 
             with pytest.raises(ConductorError) as unknown:
                 await ours.handle(order.task_id)
             assert unknown.value.error_code == "TASK_NOT_FOUND"
+
+
+@pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
+async def test_a_broker_that_falls_silent_holds_nobody_up(
+    valkey_url: str, tmp_path: Path, broker: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(f"{broker}_url")
+    async with Proxy(url) as proxy, asyncio.timeout(60):
+        settings = config(
+            tmp_path,
+            broker_url=proxy.url,
+            redis={"url": valkey_url},
+            bus={"publish_timeout": 1.0, "connect_timeout": 1.0},
+        )
+        async with Conductor(settings) as ours:
+            started = await ours.dispatch(some_task(), "nobody-at-all")
+            client = redis.Redis.from_url(valkey_url)
+            record = json.loads(await client.get(f"celery-task-meta-{started.task_id}"))
+            await client.set(
+                f"celery-task-meta-{started.task_id}", json.dumps({**record, "status": "STARTED"})
+            )
+            await client.aclose()
+            proxy.fall_silent()
+            for call in (ours.dispatch(some_task(), "nobody-at-all"), started.cancel()):
+                with pytest.raises(MessageBusError) as caught:
+                    await call
+                assert caught.value.error_code == "BROKER_UNAVAILABLE"
 
 
 async def test_a_result_is_not_missed_when_the_connection_for_results_is_cut(

@@ -8,6 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from kombu.exceptions import OperationalError
 
 from conductor.broker import topology
 from conductor.broker.app import create_app
@@ -15,8 +16,9 @@ from conductor.broker.node_control import CANCEL_TASK
 from conductor.broker.records import pending_record, record_key
 from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
-from conductor.broker.task_sender import TaskSender
+from conductor.broker.task_sender import TaskSender, broker_unavailable
 from conductor.broker.tasks import EXECUTE_TASK
+from conductor.broker.transport import kombu_connection, limit_reading
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import AgentError, StateError
 from conductor.core.fields import utc_now
@@ -24,12 +26,16 @@ from conductor.store.endpoint import read_url
 from conductor.store.link import Link
 
 if TYPE_CHECKING:
+    from kombu import Connection
+
     from conductor.broker.addresses import Addresses
     from conductor.core.config import ConductorConfig
     from conductor.core.models import TaskDefinition
 
 #: Seconds that Redis may be silent.
 REPLY_TIMEOUT = 10.0
+#: Seconds that the broker may be silent.
+IO_TIMEOUT = 5.0
 #: What `cancel` gives when the task has not been started and never will be.
 CANCELLED = "CANCELLED"
 UNKNOWN = "UNKNOWN"
@@ -41,7 +47,8 @@ class Dispatcher:
     def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
         self._config = config
         self._app = create_app(config, addresses=addresses, set_as_current=False)
-        self._sender = TaskSender(self._app, config.bus.publish_timeout)
+        self._broker_url = addresses.broker_url
+        self._sender = TaskSender(self._app, self._connection, config.bus.publish_timeout)
         self._link = Link(
             read_url(addresses.redis_url),
             config.bus.connect_timeout,
@@ -95,7 +102,10 @@ class Dispatcher:
         return await self._listener.attach(task_id), run if isinstance(run, str) else ""
 
     async def cancel(self, task_id: str, run: str) -> str:
-        """Cancel a task; give CANCELLED if it did not run yet, else its Celery state or UNKNOWN."""
+        """Cancel a task; give CANCELLED if it did not run yet, else its Celery state or UNKNOWN.
+
+        Raises StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        """
         arguments = [run, utc_now().isoformat(), self._config.redis.result_expires_seconds]
         found = await self._link.run(["EVAL", script("cancel_task"), 1, record_key(task_id), *arguments])
         if not found:
@@ -104,10 +114,25 @@ class Dispatcher:
         if run and run != its_run:
             return UNKNOWN
         if status != CANCELLED and status not in states.READY_STATES:
-            await asyncio.to_thread(
-                self._app.control.broadcast, CANCEL_TASK, arguments={"task_id": task_id, "run": its_run}
-            )
+            await asyncio.to_thread(self._tell_nodes, CANCEL_TASK, {"task_id": task_id, "run": its_run})
         return status
+
+    def _tell_nodes(self, command: str, arguments: dict[str, Any]) -> None:
+        connection = self._connection()
+        try:
+            connection.ensure_connection(max_retries=0)
+            limit_reading(connection)
+            self._app.control.broadcast(command, arguments=arguments, connection=connection)
+        except (OperationalError, *connection.recoverable_connection_errors) as error:
+            raise broker_unavailable(error, "tell the nodes to cancel a task") from error
+        finally:
+            connection.release()
+
+    def _connection(self) -> Connection:
+        limit = self._config.bus.connect_timeout
+        return kombu_connection(
+            self._broker_url, connect_timeout=limit, io_timeout=min(IO_TIMEOUT, limit), confirm_publish=True
+        )
 
     async def _open_record(self, task: TaskDefinition, run: str) -> None:
         record = pending_record(task.task_id, EXECUTE_TASK, run)

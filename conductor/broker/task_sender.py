@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from conductor.broker.transport import limit_reading
 from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery import Celery
+    from kombu import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,10 @@ class TaskSender:
     Celery's own sending blocks; a thread per task would open a connection each.
     """
 
-    def __init__(self, app: Celery, timeout: float) -> None:
+    def __init__(self, app: Celery, describe: Callable[[], Connection], timeout: float) -> None:
+        """`describe` makes a Connection of which no operation waits for ever; `timeout` is for connecting."""
         self._app = app
+        self._describe = describe
         self._timeout = timeout
         self._letters: SimpleQueue[_Letter | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -94,7 +98,7 @@ class TaskSender:
                             self._producer, letter.name, letter.message, queue=letter.queue, retry=False
                         )
             except Exception as error:  # noqa: BLE001 - it is handed to whoever sent
-                lost = isinstance(error, self._app.connection_for_write().recoverable_connection_errors)
+                lost = isinstance(error, self._connection.recoverable_connection_errors)
                 self._drop_connection()
                 if attempt == 2 or not lost:
                     return error
@@ -104,10 +108,11 @@ class TaskSender:
 
     def _connect(self) -> None:
         if self._producer is None:
-            self._connection = self._app.connection_for_write()
+            self._connection = self._describe()
             self._connection.ensure_connection(
                 max_retries=None, timeout=self._timeout, interval_start=0.1, interval_step=0.2, interval_max=1
             )
+            limit_reading(self._connection)
             self._producer = self._app.amqp.Producer(self._connection)
 
     def _drop_connection(self) -> None:
@@ -117,6 +122,7 @@ class TaskSender:
                 connection.release()
             except Exception:
                 logger.debug("the connection for dispatching did not close cleanly", exc_info=True)
+                connection.collect()
 
     def _report(self, batch: list[_Letter], error: Exception | None) -> None:
         def complete() -> None:
@@ -126,7 +132,7 @@ class TaskSender:
                 if error is None:
                     letter.sent.set_result(None)
                 else:
-                    letter.sent.set_exception(_unavailable(error))
+                    letter.sent.set_exception(broker_unavailable(error))
 
         self._call(complete)
 
@@ -138,9 +144,12 @@ class TaskSender:
             logger.debug("the event loop ended before its tasks were sent")
 
 
-def _unavailable(error: Exception) -> MessageBusError:
+def broker_unavailable(error: Exception, wish: str = "send a task") -> MessageBusError:
+    """Make the error of a broker that could not be reached to do what was wished."""
     problem = MessageBusError(
-        f"The broker cannot be reached to send a task: {error}", "BROKER_UNAVAILABLE", {"cause": repr(error)}
+        f"The broker cannot be reached to {wish}: {error or type(error).__name__}",
+        "BROKER_UNAVAILABLE",
+        {"cause": repr(error)},
     )
     problem.__cause__ = error
     return problem

@@ -196,16 +196,26 @@ def broker_url(url: str) -> str:
 
 
 def kombu_connection(
-    url: str, *, connect_timeout: float = 5.0, io_timeout: float = 5.0, heartbeat: float = 0
+    url: str,
+    *,
+    connect_timeout: float = 5.0,
+    io_timeout: float = 5.0,
+    heartbeat: float = 0,
+    confirm_publish: bool = False,
 ) -> Connection:
     """Describe a connection to the broker at `url`; nothing is connected yet.
 
-    Times are in seconds. No operation on the connection waits longer than `io_timeout` for the broker.
-    `heartbeat` is for RabbitMQ only; who asks for it has to call `heartbeat_check` in time.
+    Times are in seconds. No operation on the connection waits longer than `io_timeout` for the broker, once
+    `limit_reading` was called. `heartbeat` is for RabbitMQ only; who asks for it has to call
+    `heartbeat_check` in time. `confirm_publish` makes RabbitMQ say that it has what was published.
     """
     options = transport_options(url)
     if transport_name(url) is None:
-        options |= {"read_timeout": io_timeout, "write_timeout": io_timeout}
+        options |= {
+            "read_timeout": io_timeout,
+            "write_timeout": io_timeout,
+            "confirm_publish": confirm_publish,
+        }
     else:
         options |= {
             "socket_timeout": io_timeout,
@@ -219,3 +229,12 @@ def kombu_connection(
         heartbeat=heartbeat,
         transport_options=options,
     )
+
+
+def limit_reading(connection: Connection) -> None:
+    """Hold a connection that was made to its `io_timeout` also in the middle of a frame of RabbitMQ's.
+
+    kombu's `read_timeout` is SO_RCVTIMEO, which py-amqp 5.4 takes for a reason to read on.
+    """
+    if limit := connection.transport_options.get("read_timeout"):
+        connection.connection.sock.settimeout(limit)

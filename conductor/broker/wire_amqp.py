@@ -24,6 +24,7 @@ from conductor.broker.topology import (
     replies_exchange,
     reply_queue,
 )
+from conductor.broker.transport import limit_reading
 from conductor.broker.wire import Address, Incoming, Outgoing, Raw
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ class _AmqpLink:
         self._kombu = connection
         try:
             connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
-            # SO_RCVTIMEO, kombu's read_timeout, has no effect in the middle of a frame.
-            connection.connection.sock.settimeout(connection.transport_options["read_timeout"])
+            limit_reading(connection)
             self._channel = connection.channel()
             events_exchange(AMQP)(self._channel).declare()
             replies_exchange(AMQP)(self._channel).declare()
