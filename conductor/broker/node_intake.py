@@ -102,23 +102,31 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
         reply_to = message.properties.get("reply_to")
         if request.is_expired() or not is_work(request, wants_answer=bool(reply_to)):
             return
-        left = _seconds_left(message)
-        if left is not None and left <= 0:
-            return
         try:
-            self._make_task(c.app, agent, request, reply_to, left)
+            deadline = _deadline(message)
+            if deadline is not None and deadline <= time.time():
+                return
+            self._make_task(c.app, agent, request, reply_to, deadline)
         except Exception:
             logger.exception("Message %s to agent %s was lost", request.message_id, agent.agent_id)
 
     def _make_task(
-        self, app: Any, agent: HostedAgent, request: AgentMessage, reply_to: str | None, left: float | None
+        self,
+        app: Any,
+        agent: HostedAgent,
+        request: AgentMessage,
+        reply_to: str | None,
+        deadline: float | None,
     ) -> None:
+        left = None if deadline is None else deadline - time.time()
         limit = _time_limit(request, left)
+        # Asking the same message once more is a new run; the same asking, received twice, is not.
+        run = request.message_id if deadline is None else f"{request.message_id}@{deadline}"
         task = app.amqp.as_task_v2(
             request.correlation_id or request.message_id,
             HANDLE_MESSAGE,
             args=(request.model_dump(mode="json"),),
-            kwargs={"agent_id": agent.agent_id, "reply_to": reply_to, "run": request.message_id},
+            kwargs={"agent_id": agent.agent_id, "reply_to": reply_to, "run": run},
             expires=left,
             soft_time_limit=limit,
             time_limit=limit + app.config.work.hard_limit_grace,
@@ -132,9 +140,9 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             )
 
 
-def _seconds_left(message: Any) -> float | None:
+def _deadline(message: Any) -> float | None:
     deadline = message.headers.get(topology.DEADLINE_HEADER)
-    return None if deadline is None else float(deadline) - time.time()
+    return None if deadline is None else float(deadline)
 
 
 def _time_limit(request: AgentMessage, left: float | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TimeLimitExceeded
@@ -40,6 +41,13 @@ class NodeRequest(Request):  # type: ignore[misc]
         """The agent that was asked; None for a dispatched task."""
         agent_id = self._kwargs.get("agent_id")
         return agent_id if isinstance(agent_id, str) else None
+
+    def maybe_expire(self) -> bool:
+        """Tell whether nobody waits for it any more.
+
+        Celery's would refuse the id for hours: also when the same message is asked once more.
+        """
+        return bool(self.expires and datetime.now(UTC) > self.expires)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a task that went on after its soft limit; its process is killed next, by the pool."""

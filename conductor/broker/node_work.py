@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from traceback import format_exception
@@ -24,7 +25,7 @@ from conductor.broker.results import (
     timeout_response,
 )
 from conductor.core.enums import MessageType, TaskStatus
-from conductor.core.exceptions import AgentError
+from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage, TaskResultPayload
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from conductor.broker.records import Run, TaskRecords
     from conductor.core.models import TaskDefinition, TaskResult
     from conductor.orchestration.state_manager import StateManager
+
+logger = logging.getLogger(__name__)
 
 #: How often a run is started before it is given up, because it kills the process it runs in.
 MAX_ATTEMPTS = 5
@@ -97,10 +100,13 @@ class TaskWork(Work):
         )
         if start.end is not None:
             await office.states.save(agent)
-            return None
         lost_by = agent_of_node(start.before)
-        if start.attempt > 1 and lost_by != agent.agent_id:
+        if start.before and lost_by != agent.agent_id:
             await office.states.bury(lost_by, self._task.task_id)
+        if start.end is not None:
+            if start.before:  # it was cancelled while no node had it
+                await office.manager.save_task_result(cancelled(self._task.task_id, lost_by))
+            return None
         if start.attempt > MAX_ATTEMPTS:
             note_failure(agent, self._task.task_id)
             return await self._file(refused(agent, self._task.task_id, self._given_up()))
@@ -206,18 +212,25 @@ class MessageWork(Work):
         return await self._file(response, timed_out(task_id, agent_id, self._seconds))
 
     async def _file(self, response: AgentMessage, result: TaskResult | None) -> Outcome:
+        """Save all, then answer: who has the answer finds the rest. A lost answer is in the record."""
         office = self._office
-        saving: list[Any] = [office.states.save(self._agent), office.events.reply(response, self._reply_to)]
+        saving: list[Any] = [office.states.save(self._agent)]
         if result is not None:
             saving.append(office.manager.save_task_result(result))
         data = response.model_dump(mode="json")
-        if response.message_type is not MessageType.ERROR:
-            await asyncio.gather(*saving, office.records.succeed(self._run, data))
-            return data
-        payload = response.payload
-        failure = failed(str(payload.get("error_message")), data, payload.get("traceback"))
-        await asyncio.gather(*saving, office.records.fail(self._run, failure))
-        return failure
+        outcome: Outcome = data
+        if response.message_type is MessageType.ERROR:
+            payload = response.payload
+            outcome = failed(str(payload.get("error_message")), data, payload.get("traceback"))
+            saving.append(office.records.fail(self._run, outcome))
+        else:
+            saving.append(office.records.succeed(self._run, data))
+        await asyncio.gather(*saving)
+        try:
+            await office.events.reply(response, self._reply_to)
+        except MessageBusError as error:
+            logger.warning("The answer to %s was not sent: %s", self._run.task_id, error)
+        return outcome
 
     async def _answer_again(self, end: dict[str, Any]) -> None:
         """Send the stored answer of a request that was delivered once more after it had been answered."""

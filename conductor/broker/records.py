@@ -74,7 +74,7 @@ class Start:
     attempt: int
     """How often this run was started, this time included; more than 1 after a node or its child died."""
     before: str = ""
-    """The node that started it before this time."""
+    """The node that started it before this time, and that was lost with it."""
     end: dict[str, Any] | None = None
     """The record of the end, when the run is over and must not start again."""
 
@@ -101,8 +101,9 @@ class TaskRecords:
             "kwargs": {"run": run.run_id},
             "task_id": run.task_id,
         }
-        over, *found = await self._run("start_task", run, json.dumps(started))
-        return Start(0, end=json.loads(found[0])) if over else Start(int(found[0]), before=found[1].decode())
+        over, found, before = await self._run("start_task", run, json.dumps(started))
+        end = json.loads(found) if over else None
+        return Start(0 if over else int(found), before=before.decode(), end=end)
 
     async def succeed(self, run: Run, result: dict[str, Any]) -> None:
         """File the result of a run."""

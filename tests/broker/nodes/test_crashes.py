@@ -121,6 +121,26 @@ async def test_a_task_of_a_killed_node_waits_for_the_same_agent_to_come_back(
     assert await wait_until(lambda: _is_idle(conductor, node.agent_id))
 
 
+async def test_a_task_that_is_cancelled_while_no_node_has_it_does_not_run_again(
+    conductor: Conductor, starting: Starting, farm: Farm, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    node = starting("SecondAgent")
+    farm.setup(node)
+    order = task("wait_for_file", assigned_to=None, file=tmp_path / "go", log=log)
+    handle = await conductor.dispatch(order, node.agent_id)
+    await wait_until(lambda: notes(log))
+    node.kill("SIGKILL", reload_container=False)
+    assert await handle.cancel()
+    farm.setup(starting("SecondAgent", node.agent_id))
+    result = await handle.result(30)
+    assert (result.status, len(notes(log))) == (TaskStatus.SKIPPED, 1)
+    assert not await handle.cancel()
+    stored = await wait_until(lambda: conductor.state.get_task_result(order.task_id))
+    assert (stored.status, stored.agent_id) == (TaskStatus.SKIPPED, node.agent_id)
+    assert await wait_until(lambda: _is_idle(conductor, node.agent_id))
+
+
 async def test_a_finished_task_that_is_delivered_again_is_not_run_again(
     conductor: Conductor, starting: Starting, farm: Farm, tmp_path: Path
 ) -> None:

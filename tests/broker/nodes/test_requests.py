@@ -75,6 +75,24 @@ async def test_a_request_that_expired_while_it_waited_is_never_run(
     await wait_until(lambda: record.state == "REVOKED")
 
 
+async def test_a_request_that_was_too_late_may_be_asked_again(
+    conductor: Conductor, agent: AgentNode, tmp_path: Path
+) -> None:
+    """With the very same message, as a loop of retries does it; each asking is one run."""
+    channel, log = agent_channel(agent.agent_id), tmp_path / "log"
+    busy = await conductor.dispatch(task("wait_for_file", file=tmp_path / "go"), agent.agent_id)
+    await wait_until(lambda: busy.status() is TaskStatus.IN_PROGRESS)
+    asked = question(do="echo", log=log)
+    with pytest.raises(MessageBusError):
+        await conductor.bus.request(channel, asked, 0.5)
+    (tmp_path / "go").touch()
+    await busy.result(20)
+    for runs in (1, 2):
+        answer = await conductor.bus.request(channel, asked, 20)
+        assert answer.message_type is MessageType.FEEDBACK
+        assert len(notes(log)) == runs
+
+
 @pytest.mark.parametrize("kind", ["question", "assignment"])
 async def test_an_agent_that_raises_answers_with_an_error_and_celery_has_the_traceback(
     conductor: Conductor, agent: AgentNode, farm: Farm, kind: str
