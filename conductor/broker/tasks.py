@@ -32,17 +32,18 @@ def register(app: Celery) -> None:
     app.task(handle_message, name=HANDLE_MESSAGE, **options)
 
 
-def execute_task(self: Task, task: dict[str, Any], run: str) -> dict[str, Any]:
+def execute_task(self: Task, task: dict[str, Any], run: str | None = None) -> dict[str, Any]:
     """Have one of the node's agents do a task; the result is a TaskResult as JSON.
 
+    `run` tells apart the runs of one task id; a Celery client that never sends an id twice needs none.
     A FAILED one is raised as TaskFailed, which makes the Celery task a FAILURE.
     """
     definition = TaskDefinition.model_validate(task)
-    return _told(self, _host(self).execute(Run.of(self.request, run), definition))
+    return _told(self, _host(self).execute(Run.of(self.request, run or self.request.id), definition))
 
 
 def handle_message(
-    self: Task, message: dict[str, Any], agent_id: str, reply_to: str | None, run: str
+    self: Task, message: dict[str, Any], agent_id: str, reply_to: str | None = None, run: str | None = None
 ) -> dict[str, Any]:
     """Have an agent answer a message; the result is the answer as JSON, and who asked is sent it.
 
@@ -50,7 +51,12 @@ def handle_message(
     """
     request = AgentMessage.model_validate(message)
     seconds = self.request.timelimit[1] or DEFAULT_LIMIT
-    return _told(self, _host(self).answer(Run.of(self.request, run), agent_id, request, reply_to, seconds))
+    return _told(
+        self,
+        _host(self).answer(
+            Run.of(self.request, run or self.request.id), agent_id, request, reply_to, seconds
+        ),
+    )
 
 
 def _told(task: Task, outcome: Outcome) -> dict[str, Any]:
