@@ -171,7 +171,8 @@ class BaseAgent(ABC):
                 )
         except AgentError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # SystemExit: a tool that is used as a library and ends like a program would end the event loop.
             logger.exception("agent %s failed in task %s", self.agent_id, task.task_id)
             self._state.error_count += 1
             result = self._failure(task, error)
@@ -182,8 +183,9 @@ class BaseAgent(ABC):
         }
         return result.model_copy(update=timing)
 
-    def _failure(self, task: TaskDefinition, error: Exception) -> TaskResult:
-        result = self._create_result(task.task_id, TaskStatus.FAILED, {}, str(error) or type(error).__name__)
+    def _failure(self, task: TaskDefinition, error: Exception | SystemExit) -> TaskResult:
+        text = f"SystemExit: {error}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
+        result = self._create_result(task.task_id, TaskStatus.FAILED, {}, text)
         result.metadata["error"] = {
             "error_type": type(error).__name__,
             "error_code": getattr(error, "error_code", "UNKNOWN_ERROR"),

@@ -1,6 +1,7 @@
 """What every agent does, whatever its work is."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -157,6 +158,15 @@ async def test_the_code_of_one_of_our_errors_is_kept() -> None:
 async def test_an_exception_without_text_is_named() -> None:
     result = await Worker(raising(RuntimeError())).execute_task(TaskDefinition(name="x"))
     assert result.error_message == "RuntimeError"
+
+
+async def test_an_agent_that_exits_fails_and_ends_nothing_else() -> None:
+    async def work(agent: Worker, task: TaskDefinition) -> TaskResult:
+        sys.exit(4)
+
+    result = await Worker(work).execute_task(TaskDefinition(name="x"))
+    assert (result.status, result.error_message) == (TaskStatus.FAILED, "SystemExit: 4")
+    assert result.metadata["error"]["error_type"] == "SystemExit"
 
 
 async def test_what_is_no_result_is_a_failure() -> None:
