@@ -142,7 +142,9 @@ class Session:
             return
         seconds = self._settings.publish_timeout
         try:
-            await asyncio.wait_for(route.live.wait(), seconds)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                await route.live.wait()
         except TimeoutError:
             trouble = self._consumer.trouble or "The broker does not confirm it."
             raise MessageBusError(
