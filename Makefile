@@ -37,7 +37,7 @@ lint: setup  ## style, types and import rules
 	$(BIN)/lint-imports --no-cache
 
 test: lint  ## lint, then every test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
