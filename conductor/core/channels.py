@@ -19,7 +19,7 @@ MAX_CHANNEL_BYTES = 200
 MAX_NAME_CHARACTERS = 128
 
 _BLANK_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
-_NOT_IN_A_NAME = re.compile(r"[:*#\s\x00-\x1f\x7f-\x9f]")
+_NOT_IN_A_NAME = re.compile(r"[:*#\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class ChannelKind(StrEnum):
@@ -107,6 +107,9 @@ def validate_name(name: str, kind: ChannelKind = ChannelKind.AGENT) -> None:
     found = _NOT_IN_A_NAME.search(name)
     if found:
         raise _invalid(what, name, f"{found.group()!r} is not allowed; use letters, digits, '-', '_' and '.'")
+    size, limit = len(name.encode()), MAX_CHANNEL_BYTES - len(f"{PREFIX}:{kind.value}:")
+    if size > limit:
+        raise _invalid(what, name, f"it has {size} bytes, at most {limit} are allowed")
 
 
 def validate_channel(channel: str) -> None:
@@ -170,9 +173,7 @@ class PatternMatcher:
 
 def _named_channel(kind: ChannelKind, name: str) -> str:
     validate_name(name, kind)
-    channel = f"{PREFIX}:{kind.value}:{name}"
-    validate_channel(channel)
-    return channel
+    return f"{PREFIX}:{kind.value}:{name}"
 
 
 def _validate_text(what: str, text: str) -> None:

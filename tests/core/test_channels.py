@@ -15,6 +15,7 @@ from conductor.core.channels import (
     parse_channel,
     phase_channel,
     validate_channel,
+    validate_name,
     validate_pattern,
     workflow_channel,
 )
@@ -74,7 +75,7 @@ def test_a_name_of_128_characters_is_allowed() -> None:
     assert parse_channel(agent_channel(name)).name == name
 
 
-@pytest.mark.parametrize("build", [agent_channel, phase_channel, workflow_channel])
+@pytest.mark.parametrize("build", [agent_channel, phase_channel, workflow_channel, validate_name])
 @pytest.mark.parametrize("name", NASTY_NAMES, ids=ascii)
 def test_nasty_names_are_refused_by_name(build: object, name: str) -> None:
     with pytest.raises(MessageBusError) as caught:
