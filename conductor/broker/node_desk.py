@@ -8,7 +8,14 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker import topology
-from conductor.broker.results import TaskFailed, assigned_task_id, failed, timed_out, timeout_response
+from conductor.broker.results import (
+    TaskFailed,
+    assigned_task_id,
+    cancelled,
+    failed,
+    timed_out,
+    timeout_response,
+)
 from conductor.core.exceptions import StateError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
@@ -65,15 +72,27 @@ class NodeDesk:
             return self._time_out_task(request, seconds)
         return self._time_out_message(request, request.run_by_agent, seconds)
 
+    def cancel(self, request: NodeRequest) -> None:
+        """File the end of a cancelled task whose child has ended, or is about to be killed."""
+        if request.run_by_agent is None:
+            task, agent_id = self._task_of(request)
+            self._save(cancelled(task.task_id, agent_id))
+        elif task_id := assigned_task_id(AgentMessage.model_validate(_argument(request, "message"))):
+            self._save(cancelled(task_id, request.run_by_agent))
+
+    def _task_of(self, request: NodeRequest) -> tuple[TaskDefinition, str]:
+        """Give a dispatched task and the agent that has it."""
+        task = TaskDefinition.model_validate(_argument(request, "task"))
+        return task, self._spec.agent_for(request.delivery_info["routing_key"], task.assigned_to).agent_id
+
     def _time_out_task(self, request: NodeRequest, seconds: float) -> TaskFailed:
-        task = TaskDefinition.model_validate(request.args[0])
-        agent_id = self._spec.agent_for(request.delivery_info["routing_key"], task.assigned_to).agent_id
+        task, agent_id = self._task_of(request)
         result = timed_out(task.task_id, agent_id, seconds)
         self._save(result)
         return failed(result.error_message or "", result.model_dump(mode="json"), None)
 
     def _time_out_message(self, request: NodeRequest, agent_id: str, seconds: float) -> TaskFailed:
-        message = AgentMessage.model_validate(request.args[0])
+        message = AgentMessage.model_validate(_argument(request, "message"))
         response = timeout_response(message, agent_id, seconds)
         if task_id := assigned_task_id(message):
             self._save(timed_out(task_id, agent_id, seconds))
@@ -116,3 +135,8 @@ class NodeDesk:
                 )
         except Exception:
             logger.exception("The answer to %s could not be sent", response.correlation_id)
+
+
+def _argument(request: NodeRequest, name: str) -> Any:
+    """Give the first argument of a task, which a Celery client may have sent by name."""
+    return request.args[0] if request.args else request.kwargs[name]

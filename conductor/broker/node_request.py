@@ -7,7 +7,7 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import TimeLimitExceeded
+from celery.exceptions import Ignore, TimeLimitExceeded
 from celery.worker.request import Request, task_ready
 
 from conductor.broker.node_runner import CANCEL_SIGNAL
@@ -73,6 +73,8 @@ class NodeRequest(Request):  # type: ignore[misc]
         if isinstance(error, TimeLimitExceeded):
             return  # The pool calls `on_timeout` next.
         if self._cancelled and not self._already_revoked:
+            if not isinstance(error, Ignore):  # else the child has filed it
+                self.node.desk.cancel(self)
             self._announce_revoked("cancelled", terminated=True, signum=str(CANCEL_SIGNAL), expired=False)
             return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
@@ -106,6 +108,7 @@ class NodeRequest(Request):  # type: ignore[misc]
         job = self._apply_result and self._apply_result()
         if job is not None and not job.ready():
             logger.warning("%s[%s] ignores that it was cancelled: killing its process", self.name, self.id)
+            self.node.desk.cancel(self)
             self.terminate(pool, "KILL")
 
     def _file_timeout(self, seconds: float) -> None:

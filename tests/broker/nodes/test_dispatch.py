@@ -269,6 +269,9 @@ async def test_a_running_task_is_cancelled(
     assert await handle.cancel()
     result = await handle.result(20)
     assert result.status is TaskStatus.SKIPPED
+    stored = await conductor.state.get_task_result(order.task_id)
+    assert stored is not None
+    assert (stored.status, stored.agent_id) == (TaskStatus.SKIPPED, agent.agent_id)
     assert AsyncResult(order.task_id, app=farm.app).state == "REVOKED"
     assert (
         await (await conductor.dispatch(task(), agent.agent_id)).result(20)
