@@ -106,8 +106,7 @@ def test_a_second_run_has_its_own_server_and_a_killed_one_leaves_nothing(tmp_pat
     wait_until_sync(lambda: not processes_of(tmp_path), timeout=30)
 
 
-@pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("broker", "interrupted"), [("valkey", True), ("rabbitmq", False)])
 def test_the_agents_of_a_run_leave_no_trace_on_a_broker_that_stays(
     broker: str, interrupted: bool, request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path
 ) -> None:
