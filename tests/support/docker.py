@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psutil
 from pytest_celery import CeleryTestContainer
 
 
@@ -21,6 +22,19 @@ class NodeContainer(CeleryTestContainer):  # type: ignore[misc]
     def celeryconfig(self) -> dict[str, str]:
         """Nothing: the environment says it all."""
         return {}
+
+    @property
+    def pid(self) -> int:
+        """The id of its first process, on the host."""
+        self._container.reload()
+        return int(self._container.attrs["State"]["Pid"])
+
+    def children(self) -> list[int]:
+        """The ids of the processes that the first one started."""
+        try:
+            return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def ready(self) -> bool:
         """Wait until it says that it is ready."""
