@@ -25,7 +25,8 @@ from tests.support.containers import LocalContainer, ServerContainer
 
 #: What a node prints when it hears requests and its agents are started.
 READY = "is ready:"
-#: Set to an image, one with Conductor and these tests on the path, to run the nodes of the tests as containers of it, on the host's network.
+#: Set to an image, one with Conductor and these tests on the path, to run the nodes of the tests as
+#: containers of it, on the host's network.
 IMAGE = "CONDUCTOR_TEST_NODE_IMAGE"
 
 
