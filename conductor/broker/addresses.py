@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conductor.broker.transport import scheme_of
+from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.store.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from conductor.core.config import ConductorConfig
-
-REDIS_LIKE = ("redis", "rediss", "unix", "redis+socket")
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,20 @@ class Addresses:
     broker_url: str
     redis_url: str
 
-
-def is_redis_like(url: str) -> bool:
-    """Tell whether state and results can be kept at `url`."""
-    return url.partition("://")[0] in REDIS_LIKE
+    def __repr__(self) -> str:
+        return f"Addresses(broker_url={mask_url(self.broker_url)!r}, redis_url={mask_url(self.redis_url)!r})"
 
 
 def find_addresses(config: ConductorConfig) -> Addresses:
     """Give the configured servers, with the running embedded server for what is not configured.
 
     Looks for the embedded server only where it is needed, which takes a connection to it. Raises
-    ConfigurationError, code NO_BROKER or NO_REDIS, when nothing is configured and it is not running.
+    ConfigurationError, code NO_BROKER or NO_REDIS, when nothing is configured and it is not running, and
+    CONFIG_ERROR for a broker that is not known.
     """
-    redis_url = config.redis.url
-    if redis_url is None and config.broker_url is not None and is_redis_like(config.broker_url):
-        redis_url = config.broker_url
-    broker_url = config.broker_url or redis_url
+    if config.broker_url:
+        scheme_of(config.broker_url)
+    broker_url, redis_url = config.effective_broker_url, config.effective_redis_url
     if broker_url and redis_url:
         return Addresses(broker_url, redis_url)
     embedded = EmbeddedServer.running(config.data_dir)

@@ -105,7 +105,7 @@ class LinkThread(threading.Thread, ABC, Generic[Link]):
                     f"The connection to {mask_url(self._url)} was lost: {error or type(error).__name__}"
                 )
                 logger.warning(
-                    "%s: %s Connecting again.", self.name, self.trouble, exc_info=_unexpected(error)
+                    "%s: %s. Connecting again.", self.name, self.trouble, exc_info=_unexpected(error)
                 )
         finally:
             link.close()

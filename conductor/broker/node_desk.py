@@ -51,6 +51,7 @@ class NodeDesk:
         self._state = RedisStateManager(
             addresses.redis_url,
             key_prefix=config.redis.key_prefix,
+            expires_seconds=config.redis.expires_seconds,
             connect_timeout=PATIENCE,
             reply_timeout=PATIENCE,
             retry_seconds=PATIENCE,

@@ -53,7 +53,10 @@ class AgentHost:
         self._parent = parent
         self._runner = LoopThread()
         self._manager = RedisStateManager(
-            addresses.redis_url, key_prefix=config.redis.key_prefix, retry_seconds=RETRY_SECONDS
+            addresses.redis_url,
+            key_prefix=config.redis.key_prefix,
+            expires_seconds=config.redis.expires_seconds,
+            retry_seconds=RETRY_SECONDS,
         )
         self._bus = KombuMessageBus(
             addresses.broker_url,

@@ -47,6 +47,7 @@ class _ChannelMixin:
     QoS = QoS
     taken_tag: str | None = None
     _in_a_row = 0
+    _take: Any = None
 
     def take_ahead(self) -> None:
         """Take the next task for the node's own agents, if there is one; never waits for one."""
@@ -61,7 +62,9 @@ class _ChannelMixin:
             return
         keys = [*(key for _, key in lists), self.unacked_key, self.unacked_index_key]  # type: ignore[attr-defined]
         with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
-            found = client.eval(script("take_task"), len(keys), *keys, time.time())
+            if self._take is None:
+                self._take = client.register_script(script("take_task"))
+            found = self._take(keys, [time.time()], client)
         if found is None:
             return
         self._in_a_row += 1

@@ -190,7 +190,7 @@ class MessageWork(Work):
             if start.attempt > MAX_ATTEMPTS:
                 raise self._given_up()
             response = await agent.handle_message(self._message)
-        except Exception as error:  # noqa: BLE001 - whatever an agent raises is its answer
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an agent raises is its answer
             response = self._raised(error)
         if reason := office.interruption():
             return await self.interrupted(reason)
@@ -254,7 +254,7 @@ class MessageWork(Work):
         code = str(error.get("error_code") or "UNKNOWN_ERROR")
         return self._error(code, result.error_message or "", error.get("traceback"))
 
-    def _raised(self, error: Exception) -> AgentMessage:
+    def _raised(self, error: BaseException) -> AgentMessage:
         code = str(getattr(error, "error_code", "UNKNOWN_ERROR"))
         text = str(error) or type(error).__name__
         return self._error(code, text, "".join(format_exception(error)))

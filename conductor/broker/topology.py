@@ -9,7 +9,6 @@ a topic and a direct exchange.
 | event | conductor.events | the channel, on RabbitMQ translated | one per bus and pattern, dies with it |
 | reply | conductor.replies | id of the asking bus, or `REPLY_TO_ANY` | one per asking bus, dies with it |
 | work | conductor.work | name of the queue | conductor.agent.<id>, conductor.type.<type>, durable |
-| dead letter | conductor.work | name of the queue | conductor.dlq, durable |
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ REDIS, AMQP = "redis", "amqp"
 EVENTS = "conductor.events"
 REPLIES = "conductor.replies"
 WORK = "conductor.work"
-DEAD_LETTERS = "conductor.dlq"
 
 #: Every bus that ever asked receives what is published to REPLIES with this routing key.
 REPLY_TO_ANY = "any"
@@ -71,11 +69,6 @@ def agent_queue(agent_id: str) -> Queue:
 def type_queue(agent_type: AgentType) -> Queue:
     """The queue of the tasks for whichever agent of a type is free first."""
     return _work_queue(f"conductor.type.{agent_type.value}")
-
-
-def dead_letter_queue() -> Queue:
-    """The queue of what could not be done."""
-    return _work_queue(DEAD_LETTERS)
 
 
 def event_routing_key(driver: str, channel: str) -> str:

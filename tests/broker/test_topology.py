@@ -36,7 +36,6 @@ def test_work_queues_outlive_everybody_and_event_queues_nobody() -> None:
     for queue in (
         topology.agent_queue("agent-1"),
         topology.type_queue(AgentType.CODING),
-        topology.dead_letter_queue(),
     ):
         assert queue.durable
         assert queue.exchange.durable

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class ObedientAgent(BaseAgent):
 
     async def _do_fail_as_agent(self, orders: dict[str, Any]) -> dict[str, Any]:
         raise AgentError("the agent gives up", self.agent_id, error_code="GIVES_UP")
+
+    async def _do_exit(self, orders: dict[str, Any]) -> dict[str, Any]:
+        sys.exit(3)
 
     async def _do_die(self, orders: dict[str, Any]) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)

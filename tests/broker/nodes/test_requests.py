@@ -111,6 +111,16 @@ async def test_an_agent_that_raises_answers_with_an_error_and_celery_has_the_tra
     assert "ValueError: the disk is full" in record.traceback
 
 
+async def test_an_agent_that_exits_has_failed_and_answers_the_next(
+    conductor: Conductor, agent: AgentNode
+) -> None:
+    channel = agent_channel(agent.agent_id)
+    answer = await conductor.bus.request(channel, question(do="exit"), 20)
+    assert answer.message_type is MessageType.ERROR
+    answer = await conductor.bus.request(channel, question(do="echo", say="here"), 20)
+    assert answer.payload["echo"] == "here"
+
+
 async def test_no_answer_is_an_error_answer(conductor: Conductor, agent: AgentNode) -> None:
     answer = await conductor.bus.request(agent_channel(agent.agent_id), question(), 20)
     assert answer.message_type is MessageType.ERROR
