@@ -31,7 +31,7 @@ run: setup  ## run the shipped workflow on the shipped project, over a broker th
 	@$(BIN)/conductor run examples/workflow.yaml --set project=examples/sample_project
 
 lint: setup  ## style, types and import rules
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy conductor workers
 	$(BIN)/lint-imports --no-cache

@@ -1,8 +1,7 @@
 """Ours."""
 
-from conductor.broker.kombu_bus import KombuMessageBus
-
 from benchmarks.peers.base import TIMEOUT, BusPeer, Handler, answer
+from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.core.messages import AgentMessage
 
 
