@@ -1,5 +1,6 @@
 """Wrong use ends with code 2 and a sentence that helps, never with a stack trace."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from conductor.cli import main
 from conductor.cli.commands import app
+from tests.support.cli import COMMAND, environment
 
 
 def invoke(*arguments: str, stdin: str = "") -> Result:
@@ -135,6 +137,12 @@ def test_ctrl_c_while_it_is_imported_shows_no_trace(monkeypatch: pytest.MonkeyPa
     assert caught.value.__suppress_context__
 
 
-def test_completion_knows_the_shells() -> None:
-    result = invoke("--show-completion", "bash")
-    assert result.exit_code == 0
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_commands(shell: str, tmp_path: Path) -> None:
+    """As the script that `--install-completion` writes asks for it, whatever shell runs the tests."""
+    env = environment(tmp_path) | {"_CONDUCTOR_COMPLETE": f"complete_{shell}", "COMP_CWORD": "1"}
+    env |= {"COMP_WORDS": "conductor di", "_TYPER_COMPLETE_ARGS": "conductor di"}
+    env |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run([COMMAND], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert "dispatch" in done.stdout
+    assert "publish" not in done.stdout
