@@ -37,11 +37,19 @@ def test_the_ten_lines_get_a_review(data: Path, tmp_path: Path) -> None:
 
 def test_an_agent_of_ones_own_is_hosted_beside_the_others(data: Path, tmp_path: Path) -> None:
     (tmp_path / "shouter.py").write_text(AGENT)
-    host = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--agent", "shouter:Shouter"]
+    # The script, as a user types it: unlike `python -m celery` it does not look in the working directory.
+    celery = str(Path(sys.executable).with_name("celery"))
+    host = [celery, "-A", "workers", "worker", "--agent", "shouter:Shouter"]
     node = subprocess.Popen([*host, "-n", "shouter-1@%h"], env=environment(data), cwd=tmp_path)
     try:
         with redis.Redis.from_url(EmbeddedServer.running(data) or "") as server:
-            wait_until_sync(lambda: server.hexists("conductor:agent:shouter-1", "last_heartbeat"), timeout=60)
+            wait_until_sync(
+                lambda: (
+                    node.poll() is not None or server.hexists("conductor:agent:shouter-1", "last_heartbeat")
+                ),
+                timeout=60,
+            )
+        assert node.poll() is None, "the node ended"
         said = ["dispatch", "--agent", "shouter-1", "--input", "text=hello", "--json"]
         done = conductor(data, *said)
     finally:

@@ -6,8 +6,10 @@ import importlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conductor.agents.base import BaseAgent
@@ -85,6 +87,9 @@ def find_agent(chosen: str, known: Mapping[str, AgentFactory]) -> AgentFactory:
             f"There is no agent {chosen!r}. Known agents: {names}. Others are named package.module:Class.",
             "UNKNOWN_AGENT",
         )
+    # A script such as `celery` has its own directory there instead; `python -m celery` would have this one.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
