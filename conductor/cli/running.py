@@ -61,6 +61,8 @@ class WorkflowRun:
         )
         duration = state.duration_seconds or 0.0
         done = sum(row.status is TaskStatus.COMPLETED for row in self._board.rows.values())
+        if self._workflow.workspace.is_dir():
+            self._output.say(f"copy of the project: {self._workflow.workspace}")
         self._output.say(f"{done} of {len(self._board.rows)} tasks completed in {duration:.1f} s")
         self._output.emit(self._document(state, succeeded=succeeded), indent=2)
         return 0 if succeeded else FAILED

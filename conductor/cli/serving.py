@@ -58,10 +58,12 @@ class Service:
 
     def _say_addresses(self, conductor: Conductor, server: EmbeddedServer | None) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
-        kind = f"embedded, data in {self._config.data_dir}" if server else "running already"
-        self._output.say(f"broker  {broker}  ({kind})" if server else f"broker  {broker}")
+        # A configured broker may stand beside an embedded Redis.
+        embedded = mask_url(server.url) if server else None
+        note = f"  (embedded, data in {self._config.data_dir})"
+        self._output.say(f"broker  {broker}{note if broker == embedded else ''}")
         if redis != broker:
-            self._output.say(f"redis   {redis}")
+            self._output.say(f"redis   {redis}{note if redis == embedded else ''}")
         self._output.say(f"logs    {self._config.data_dir.absolute() / 'logs'}")
 
     def _say_ready(self, conductor: Conductor, fleet: Fleet) -> None:
@@ -69,7 +71,7 @@ class Service:
         self._output.say()
         self._output.say("Ready. In another terminal:")
         self._output.say("  conductor run WORKFLOW.yaml")
-        self._output.say(f"  conductor request conductor:agent:{fleet.agent_ids[0]} ...")
+        self._output.say(f"  conductor dispatch --agent {fleet.agent_ids[0]} --input project=PATH")
         self._output.say("  conductor listen 'conductor:*'")
         self._output.say(f"From a program: CONDUCTOR_BROKER_URL={broker} CONDUCTOR_REDIS__URL={redis}")
         self._output.say("Ctrl-C stops all.")

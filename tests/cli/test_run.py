@@ -65,6 +65,7 @@ def test_the_shipped_workflow_runs_and_leaves_nothing_but_its_results(tmp_path: 
     wheel = Path(devops["path"])
     assert wheel.is_relative_to(data / "workspaces" / document["workflow_id"])
     assert wheel.stat().st_size == devops["size_bytes"]
+    assert f"copy of the project: {document['workspace']}\n" in done.stderr
     assert "4 of 4 tasks completed" in done.stderr
     assert snapshot(EXAMPLES / "sample_project") == before
     assert processes_of(data) == []
