@@ -1,20 +1,25 @@
 """The base of every agent: its life, its state, and one task at a time."""
 
+from __future__ import annotations
+
 import logging
 import time
 import traceback
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from conductor.core.config import ConductorConfig
 from conductor.core.enums import AgentStatus, AgentType, MessageType, TaskStatus
 from conductor.core.exceptions import AgentError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
 from conductor.core.models import AgentIdentity, TaskDefinition, TaskResult
 from conductor.core.state import AgentState
+
+if TYPE_CHECKING:
+    from conductor.agents.services import Bus, State
+    from conductor.core.config import ConductorConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,26 @@ class BaseAgent(ABC):
         )
         self._state = AgentState(agent_id=agent_id, agent_type=agent_type)
         self._running: list[str] = []
+        self._bus: Bus | None = None
+        self._state_manager: State | None = None
+
+    def attach(self, bus: Bus, state_manager: State) -> None:
+        """Give the agent the bus and the state manager of its host, before it is started."""
+        self._bus, self._state_manager = bus, state_manager
+
+    @property
+    def bus(self) -> Bus:
+        """The host's message bus; AgentError, code NOT_HOSTED, for an agent that nobody hosts."""
+        if self._bus is None:
+            raise self._not_hosted("bus")
+        return self._bus
+
+    @property
+    def state_manager(self) -> State:
+        """The host's state manager; AgentError, code NOT_HOSTED, for an agent that nobody hosts."""
+        if self._state_manager is None:
+            raise self._not_hosted("state manager")
+        return self._state_manager
 
     @property
     def identity(self) -> AgentIdentity:
@@ -212,6 +237,14 @@ class BaseAgent(ABC):
             if task_id in filed:
                 filed.remove(task_id)
         (completed if status is TaskStatus.COMPLETED else failed).append(task_id)
+
+    def _not_hosted(self, what: str) -> AgentError:
+        return AgentError(
+            f"Agent {self.agent_id!r} has no {what}: register it with an AgentCoordinator, host it on a "
+            "node, or call attach(bus, state_manager).",
+            self.agent_id,
+            error_code="NOT_HOSTED",
+        )
 
     def _set_status(self, status: AgentStatus) -> None:
         self._state.status = status

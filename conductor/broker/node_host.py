@@ -127,6 +127,7 @@ class AgentHost:
             await _when_reachable(connect)
         for hosted in self._spec.agents:
             agent = hosted.factory(hosted.agent_id, self._config)
+            agent.attach(self._bus, self._manager)
             await self._states.take_over(agent, node=self._node_name, pid=self._parent)
             await agent.start()
             await self._events.attend(agent)

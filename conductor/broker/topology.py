@@ -9,6 +9,7 @@ a topic and a direct exchange.
 | event | conductor.events | the channel, on RabbitMQ translated | one per bus and pattern, dies with it |
 | reply | conductor.replies | id of the asking bus, or `REPLY_TO_ANY` | one per asking bus, dies with it |
 | work | conductor.work | name of the queue | conductor.agent.<id>, conductor.type.<type>, durable |
+| dead letters | conductor.work | name of the queue | conductor.dlq, durable |
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ WORK = "conductor.work"
 
 #: Every bus that ever asked receives what is published to REPLIES with this routing key.
 REPLY_TO_ANY = "any"
+
+#: The queue of dead letters.
+DEAD_LETTERS = "conductor.dlq"
 
 #: How the names of the queues of agents begin.
 AGENT_QUEUE_PREFIX = "conductor.agent."
@@ -69,6 +73,21 @@ def agent_queue(agent_id: str) -> Queue:
 def type_queue(agent_type: AgentType) -> Queue:
     """The queue of the tasks for whichever agent of a type is free first."""
     return _work_queue(f"conductor.type.{agent_type.value}")
+
+
+def dead_letter_queue() -> Queue:
+    """The queue of what nobody could do.
+
+    A classic queue: reading it without taking anything away counts as a delivery to RabbitMQ's others, which
+    drop a message that was delivered often.
+    """
+    return Queue(
+        DEAD_LETTERS,
+        work_exchange(),
+        routing_key=DEAD_LETTERS,
+        durable=True,
+        queue_arguments={"x-queue-type": "classic"},
+    )
 
 
 def event_routing_key(driver: str, channel: str) -> str:

@@ -41,6 +41,7 @@ def node_environment(config: ConductorConfig, addresses: Addresses, agent: str) 
     env["CONDUCTOR_LOG_LEVEL"] = config.log_level
     env["CONDUCTOR_BUS"] = config.bus.model_dump_json()
     env["CONDUCTOR_WORK"] = config.work.model_dump_json()
+    env["CONDUCTOR_ERRORS"] = config.errors.model_dump_json()
     env["CONDUCTOR_NODE"] = node.model_dump_json(exclude_none=True)
     if ":" in agent:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), env.get("PYTHONPATH", "")]))

@@ -21,11 +21,14 @@ from pydantic_settings.sources import InitSettingsSource
 
 from conductor.core.config_errors import explain, explain_no_json, read_yaml
 from conductor.core.fields import NonEmptyStr
+from conductor.core.retry import RetryPolicy
 from conductor.core.urls import check_url, mask_url
 
 __all__ = [
+    "BreakerConfig",
     "BusConfig",
     "ConductorConfig",
+    "ErrorsConfig",
     "NodeConfig",
     "RedisConfig",
     "WorkConfig",
@@ -144,6 +147,26 @@ class NodeConfig(_Section):
     heartbeat_interval: Seconds = 2.0
 
 
+class BreakerConfig(_Section):
+    """When the circuit breaker of a type of agents opens; `recovery_timeout` in seconds."""
+
+    failure_threshold: int = Field(default=5, ge=1)
+    recovery_timeout: Seconds = 60.0
+    success_threshold: int = Field(default=2, ge=1)
+    """Probes that have to go well before an open breaker closes."""
+
+
+class ErrorsConfig(_Section):
+    """What nodes do about tasks that fail."""
+
+    retry: RetryPolicy = Field(default_factory=RetryPolicy)
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig)
+    max_worker_losses: int = Field(default=3, ge=1)
+    """How often a task may end the process that works on it before it is a dead letter."""
+    unknown_agent_seconds: Seconds = 30.0
+    """How long a task waits for an agent that nobody has ever seen before it is a dead letter."""
+
+
 class ConductorConfig(BaseSettings):
     """Everything that can be configured.
 
@@ -167,6 +190,7 @@ class ConductorConfig(BaseSettings):
     bus: BusConfig = Field(default_factory=BusConfig)
     work: WorkConfig = Field(default_factory=WorkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
+    errors: ErrorsConfig = Field(default_factory=ErrorsConfig)
 
     @model_validator(mode="after")
     def _agents_outlive_their_heartbeats(self) -> Self:

@@ -26,7 +26,10 @@ class AgentIdentity(StrictModel):
 
 
 class TaskDefinition(StrictModel):
-    """A piece of work for one agent; `timeout_seconds` bounds its running time."""
+    """A piece of work for one agent; `timeout_seconds` bounds its running time.
+
+    `depends_on` holds names or ids of tasks of the same workflow that have to be completed before.
+    """
 
     task_id: NonEmptyStr = Field(default_factory=new_id)
     name: NonEmptyStr
@@ -35,6 +38,7 @@ class TaskDefinition(StrictModel):
     priority: Priority = Priority.MEDIUM
     input_data: dict[str, Any] = Field(default_factory=dict)
     timeout_seconds: int = Field(default=120, ge=1, le=3600)
+    depends_on: list[NonEmptyStr] = Field(default_factory=list)
     created_at: UtcDatetime = Field(default_factory=utc_now)
     metadata: dict[str, Any] = Field(default_factory=dict)
 
@@ -54,13 +58,18 @@ class TaskResult(StrictModel):
 
 
 class WorkflowDefinition(StrictModel):
-    """Tasks that belong together, and the phases in which they run."""
+    """Tasks that belong together, and the phases in which they run.
+
+    `variables` are what `${vars.NAME}` in inputs stands for. `timeout_seconds` bounds the whole run.
+    """
 
     workflow_id: NonEmptyStr = Field(default_factory=new_id)
     name: NonEmptyStr
     description: str = ""
     phases: list[WorkflowPhase] = Field(default_factory=lambda: list(WorkflowPhase))
     tasks: list[TaskDefinition] = Field(default_factory=list)
+    variables: dict[str, Any] = Field(default_factory=dict)
+    timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     created_at: UtcDatetime = Field(default_factory=utc_now)
     metadata: dict[str, Any] = Field(default_factory=dict)
 

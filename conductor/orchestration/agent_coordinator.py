@@ -96,6 +96,7 @@ class AgentCoordinator:
                 agent.agent_id,
                 error_code="AGENT_ALREADY_REGISTERED",
             )
+        agent.attach(self.message_bus, self.state_manager)
         self._agents[agent.agent_id] = agent
         self._reserved.add(agent.agent_id)
         try:

@@ -17,8 +17,8 @@ from conductor.core.enums import MessageType, Priority
 from conductor.core.exceptions import ConductorError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
+from conductor.core.retry import RetryPolicy
 from conductor.orchestration.circuit_breaker import CircuitBreaker, CircuitBreakerState
-from conductor.orchestration.retry_policy import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from conductor.core.config import ConductorConfig, load_config, mask_url
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.retry import RetryPolicy
 
 SECRET = "hunter2"
 
@@ -52,6 +53,12 @@ def test_defaults(tmp_path: Path) -> None:
             "hard_limit_grace": 5.0,
         },
         "node": {"agent": None, "agent_id": None, "heartbeat_interval": 2.0},
+        "errors": {
+            "retry": RetryPolicy().model_dump(),
+            "breaker": {"failure_threshold": 5, "recovery_timeout": 60.0, "success_threshold": 2},
+            "max_worker_losses": 3,
+            "unknown_agent_seconds": 30.0,
+        },
     }
     assert load_config() == ConductorConfig()
 

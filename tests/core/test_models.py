@@ -136,6 +136,7 @@ def test_task_definition_defaults() -> None:
         "priority": Priority.MEDIUM,
         "input_data": {},
         "timeout_seconds": 120,
+        "depends_on": [],
         "metadata": {},
     }
 
@@ -158,6 +159,8 @@ def test_workflow_definition_defaults() -> None:
         "description": "",
         "phases": [WorkflowPhase.DEVELOPMENT, WorkflowPhase.DEVOPS, WorkflowPhase.MONITORING],
         "tasks": [],
+        "variables": {},
+        "timeout_seconds": None,
         "metadata": {},
     }
 
