@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 from celery import states
 
-from conductor.broker import topology
 from conductor.broker.addresses import Addresses, find_addresses
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
 from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.broker.results import cancelled
-from conductor.broker.transport import kombu_connection
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.enums import AgentStatus, TaskStatus
-from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError, MessageBusError
+from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
 from conductor.core.fields import utc_now
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
@@ -37,6 +35,9 @@ logger = logging.getLogger(__name__)
 LOOK_INTERVAL = 5.0
 #: Seconds an agent may miss beyond three heartbeats before it counts as gone.
 HEARTBEAT_SLACK = 5.0
+
+#: Seconds that a task may wait for an agent at most: a year.
+MAX_EXPIRY = 366 * 86400
 
 _STATUS = {states.PENDING: TaskStatus.PENDING, states.RETRY: TaskStatus.PENDING}
 
@@ -154,14 +155,22 @@ class Conductor:
         finally:
             await self._stop_embedded()
 
-    async def dispatch(self, task: TaskDefinition, agent_id: str | None = None) -> TaskHandle:
+    async def dispatch(
+        self, task: TaskDefinition, agent_id: str | None = None, *, expires: float | None = None
+    ) -> TaskHandle:
         """Send a task to an agent, or to whichever agent of type `task.assigned_to` is free first.
 
-        Returns when the broker has it. A task id may be used again when its earlier run has ended.
+        Returns when the broker has it. A task id may be used again when its earlier run has ended. A task
+        that no agent has begun `expires` seconds later fails, and is a dead letter.
         Raises AgentError, code NO_AGENT_TYPE (neither agent nor type) or TASK_ALREADY_DISPATCHED (an earlier
-        run has not ended), and MessageBusError, code BROKER_UNAVAILABLE.
+        run has not ended), ConfigurationError for a bad `expires`, and MessageBusError, code
+        BROKER_UNAVAILABLE.
         """
-        followed, run = await self._open("dispatch a task").dispatcher.dispatch(task, agent_id)
+        if expires is not None and not 0 < expires < MAX_EXPIRY:
+            raise ConfigurationError(
+                f"expires must be a number of seconds from 0 to {MAX_EXPIRY}, not {expires!r}."
+            )
+        followed, run = await self._open("dispatch a task").dispatcher.dispatch(task, agent_id, expires)
         return TaskHandle(self, followed, run)
 
     async def handle(self, task_id: str) -> TaskHandle:
@@ -208,16 +217,15 @@ class Conductor:
         return [agent for agent in known if _lives(agent, limit)]
 
     async def forget_agents(self, agent_ids: Iterable[str]) -> None:
-        """Delete what agents leave whose nodes have ended for good: states, queues and the tasks in these.
+        """Delete what agents leave whose nodes have ended for good: their states and queues.
 
-        Raises StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        Tasks that still wait in these become dead letters. Raises StateError, and MessageBusError, code
+        BROKER_UNAVAILABLE.
         """
         parts, ids = self._open("forget agents"), list(agent_ids)
         for agent_id in ids:
             await parts.state.delete_agent_state(agent_id)
-        if ids:
-            timeout = self._config.bus.connect_timeout
-            await asyncio.to_thread(_delete_queues, parts.addresses.broker_url, ids, timeout)
+            await parts.dispatcher.delete_queue(agent_id)
 
     async def _require_agent(self, task: TaskDefinition, timeout: float) -> None:
         loop = asyncio.get_running_loop()
@@ -280,7 +288,7 @@ class _Parts:
             key_prefix=config.redis.key_prefix,
             expires_seconds=config.redis.expires_seconds,
         )
-        self.dispatcher = Dispatcher(config, addresses)
+        self.dispatcher = Dispatcher(config, addresses, self.state)
 
     async def open(self) -> None:
         try:
@@ -295,21 +303,6 @@ class _Parts:
         await self.dispatcher.close()
         await self.state.disconnect()
         await self.bus.disconnect()
-
-
-def _delete_queues(broker_url: str, agent_ids: Iterable[str], timeout: float) -> None:
-    connection = kombu_connection(broker_url, connect_timeout=timeout)
-    try:
-        with connection:
-            for agent_id in agent_ids:
-                queue = topology.agent_queue(agent_id)(connection.default_channel)
-                # On Redis kombu 5.7 takes away only the bindings that the same connection made.
-                queue.declare()
-                queue.delete()
-    except (*connection.connection_errors, *connection.channel_errors) as error:
-        raise MessageBusError(
-            f"The broker cannot be reached to delete queues: {error}", "BROKER_UNAVAILABLE"
-        ) from error
 
 
 def _lives(agent: AgentState, limit: float) -> bool:

@@ -119,6 +119,7 @@ def settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
         "task_reject_on_worker_lost": True,
         "task_track_started": True,
         "worker_send_task_events": True,
+        "worker_consumer": "conductor.broker.node_consumer:NodeConsumer",
         "worker_pool": "prefork",
         "worker_concurrency": 1,
         "worker_prefetch_multiplier": 1,

@@ -12,13 +12,16 @@ from kombu.exceptions import OperationalError
 
 from conductor.broker import topology
 from conductor.broker.app import create_app
+from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.node_control import CANCEL_TASK
-from conductor.broker.records import pending_record, record_key
+from conductor.broker.node_errors import ErrorDesk
+from conductor.broker.records import TaskRecords, pending_record, record_key
 from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
 from conductor.broker.task_sender import TaskSender, broker_unavailable
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection, limit_reading
+from conductor.broker.unclaimed import MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import AgentError, StateError
 from conductor.core.fields import utc_now
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from conductor.broker.addresses import Addresses
     from conductor.core.config import ConductorConfig
     from conductor.core.models import TaskDefinition
+    from conductor.orchestration.state_manager import StateManager
 
 #: Seconds that Redis may be silent.
 REPLY_TIMEOUT = 10.0
@@ -44,8 +48,9 @@ UNKNOWN = "UNKNOWN"
 class Dispatcher:
     """Celery's part of a Conductor; lives on one event loop."""
 
-    def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
+    def __init__(self, config: ConductorConfig, addresses: Addresses, state: StateManager) -> None:
         self._config = config
+        self._state = state
         self._app = create_app(config, addresses=addresses, set_as_current=False)
         self._broker_url = addresses.broker_url
         self._sender = TaskSender(self._app, self._connection, config.bus.publish_timeout)
@@ -56,6 +61,9 @@ class Dispatcher:
             config.bus.publish_timeout,
         )
         self._listener = ResultListener(self._link)
+        self._missing = MissingAgents(
+            self._link, config.redis.key_prefix, config.errors.unknown_agent_seconds
+        )
 
     async def open(self) -> None:
         """Connect to the result backend; StateError."""
@@ -69,14 +77,16 @@ class Dispatcher:
         await self._link.close()
         await asyncio.to_thread(self._app.close)
 
-    async def dispatch(self, task: TaskDefinition, agent_id: str | None) -> tuple[FollowedTask, str]:
+    async def dispatch(
+        self, task: TaskDefinition, agent_id: str | None, expires: float | None = None
+    ) -> tuple[FollowedTask, str]:
         """Send a task; give it and the id of the run. See `Conductor.dispatch`."""
         queue = _queue_of(task, agent_id)
         run = uuid.uuid4().hex
         try:
             async with asyncio.timeout(self._config.bus.publish_timeout):
                 _, followed = await asyncio.gather(
-                    self._open_record(task, run), self._listener.follow(task.task_id)
+                    self._open_record(task, run, agent_id), self._listener.follow(task.task_id)
                 )
         except TimeoutError as error:
             raise StateError(
@@ -85,7 +95,7 @@ class Dispatcher:
                 {"task_id": task.task_id},
             ) from error
         try:
-            await self._sender.send(EXECUTE_TASK, self._message(task, run), queue)
+            await self._sender.send(EXECUTE_TASK, self._message(task, run, expires), queue)
         except BaseException:
             self._listener.forget(followed)
             await self._link.run(["DEL", record_key(task.task_id)])
@@ -117,6 +127,27 @@ class Dispatcher:
             await asyncio.to_thread(self._tell_nodes, CANCEL_TASK, {"task_id": task_id, "run": its_run})
         return status
 
+    async def delete_queue(self, agent_id: str) -> None:
+        """Delete the queue of an agent that is gone for good, making dead letters of the tasks in it.
+
+        Raises StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        config = self._config
+        letters = DeadLetterSender(self._broker_url, config.bus.connect_timeout, config.bus.publish_timeout)
+        errors = ErrorDesk(
+            TaskRecords(self._link, config.redis.result_expires_seconds), self._state, letters, config.errors
+        )
+        queue = TaskQueue(self._broker_url, agent_id, config.bus.connect_timeout)
+        try:
+            await asyncio.to_thread(queue.__enter__)
+            await put_aside_tasks(queue, errors)
+            await asyncio.to_thread(queue.delete)
+        except queue.errors as error:
+            raise broker_unavailable(error, "delete the queue of an agent") from error
+        finally:
+            await asyncio.to_thread(queue.__exit__, None, None, None)
+            await asyncio.to_thread(letters.close)
+
     def _tell_nodes(self, command: str, arguments: dict[str, Any]) -> None:
         connection = self._connection()
         try:
@@ -134,12 +165,14 @@ class Dispatcher:
             self._broker_url, connect_timeout=limit, io_timeout=min(IO_TIMEOUT, limit), confirm_publish=True
         )
 
-    async def _open_record(self, task: TaskDefinition, run: str) -> None:
-        record = pending_record(task.task_id, EXECUTE_TASK, run)
-        expires = self._config.redis.result_expires_seconds
-        found = await self._link.run(
-            ["EVAL", script("open_task"), 1, record_key(task.task_id), record, expires]
-        )
+    async def _open_record(self, task: TaskDefinition, run: str, agent_id: str | None) -> None:
+        keys = [record_key(task.task_id), *self._missing.keys(agent_id)]
+        arguments = [
+            pending_record(task.task_id, EXECUTE_TASK, run),
+            self._config.redis.result_expires_seconds,
+            *self._missing.arguments(agent_id),
+        ]
+        found = await self._link.run(["EVAL", script("open_task"), len(keys), *keys, *arguments])
         if found is not None:
             raise AgentError(
                 f"Task {task.task_id} ({task.name!r}) was dispatched before and has not ended: wait for it "
@@ -149,12 +182,13 @@ class Dispatcher:
                 "TASK_ALREADY_DISPATCHED",
             )
 
-    def _message(self, task: TaskDefinition, run: str) -> Any:
+    def _message(self, task: TaskDefinition, run: str, expires: float | None) -> Any:
         return self._app.amqp.as_task_v2(
             task.task_id,
             EXECUTE_TASK,
             args=(task.model_dump(mode="json"),),
             kwargs={"run": run},
+            expires=expires,
             soft_time_limit=task.timeout_seconds,
             time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
             argsrepr=f"({task.name!r})",

@@ -8,14 +8,24 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker import topology
+from conductor.broker.dead_letter_sender import DeadLetterSender
+from conductor.broker.node_errors import ErrorDesk
+from conductor.broker.records import Run, TaskRecords
 from conductor.broker.results import (
+    UNKNOWN_AGENT,
     TaskFailed,
     assigned_task_id,
     cancelled,
     failed,
+    result_without_agent,
     timed_out,
     timeout_response,
 )
+from conductor.broker.shared_breaker import SharedBreaker
+from conductor.broker.task_letters import Fate, Original
+from conductor.broker.unclaimed import AT_ONCE, MissingAgents, TaskQueue, put_aside_tasks
+from conductor.core.dead_letters import DeadLetterReason
+from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import StateError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
@@ -26,11 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from celery import Celery
+    from kombu import Message
 
     from conductor.broker.addresses import Addresses
     from conductor.broker.node_request import NodeRequest
     from conductor.broker.node_spec import NodeSpec
     from conductor.core.config import ConductorConfig
+    from conductor.core.enums import AgentType
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +68,14 @@ class NodeDesk:
             reply_timeout=PATIENCE,
             retry_seconds=PATIENCE,
         )
+        self._config = config
+        self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, PATIENCE)
+        self._records = TaskRecords(self._state.link, config.redis.result_expires_seconds)
+        self._errors = ErrorDesk(self._records, self._state, self._letters, config.errors)
+        self._broker_url = addresses.broker_url
+        self._missing = MissingAgents(
+            self._state.link, config.redis.key_prefix, config.errors.unknown_agent_seconds
+        )
 
     def touch(self, agent_id: str) -> bool:
         """Stamp an agent's state with the present time; False while there is no state."""
@@ -67,11 +87,54 @@ class NodeDesk:
             raise
         return True
 
-    def time_out(self, request: NodeRequest, seconds: float) -> TaskFailed:
-        """File the end of a task that its child cannot end, answer who asked, and give Celery's exception."""
-        if request.run_by_agent is None:
-            return self._time_out_task(request, seconds)
-        return self._time_out_message(request, request.run_by_agent, seconds)
+    def time_out(self, request: NodeRequest, seconds: float) -> TaskFailed | None:
+        """File the end of a task that its child cannot end, and answer who asked.
+
+        Gives the exception that Celery has to file, None where it is filed.
+        """
+        if request.run_by_agent is not None:
+            return self._time_out_message(request, request.run_by_agent, seconds)
+        task, agent_id = self._task_of(request)
+        result = timed_out(task.task_id, agent_id, seconds)
+        self._bury(request, result, DeadLetterReason.TIME_LIMIT, task.assigned_to)
+        return None
+
+    def expire(self, request: NodeRequest) -> None:
+        """File the end of a task that nobody began in time.
+
+        StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        text = f"The task expired: no agent began it before {request.expires:%Y-%m-%d %H:%M:%S %Z}."
+        result = result_without_agent(request.id, UNKNOWN_AGENT, TaskStatus.FAILED, text, "TASK_EXPIRED")
+        self._bury(request, result, DeadLetterReason.EXPIRED, None)
+
+    def put_aside(self, message: Message, reason: str) -> None:
+        """Make a dead letter of a message that is no task; its failure is filed if it names one.
+
+        StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        fate = Fate(DeadLetterReason.UNDECODABLE)
+        run = Run.in_message(message, Original.of_message(message))
+        result = result_without_agent(
+            run.task_id or fate.letter_id, UNKNOWN_AGENT, TaskStatus.FAILED, reason, "INVALID_TASK"
+        )
+        bury = self._errors.bury(run, None, result, fate) if run.task_id else None
+        self._run(bury or self._errors.put_aside(run, result, fate))
+
+    def sweep(self) -> None:
+        """Put aside some of the tasks that wait for agents nobody has ever seen."""
+        for agent_id in self._run(self._missing.find()):
+            with TaskQueue(self._broker_url, agent_id, PATIENCE) as queue:
+                count = self._run(put_aside_tasks(queue, self._errors, AT_ONCE))
+            if count < AT_ONCE:
+                self._run(self._missing.find(done_with=agent_id))
+
+    def release(self, request: NodeRequest) -> None:
+        """Note that a task is ended here to be delivered again, which is not its fault."""
+        try:
+            self._run(self._records.release(_run_of(request)))
+        except (StateError, TimeoutError):
+            logger.warning("Task %s counts as lost with its process: Redis is away", request.id)
 
     def cancel(self, request: NodeRequest) -> None:
         """File the end of a cancelled task whose child has ended, or is about to be killed."""
@@ -86,11 +149,15 @@ class NodeDesk:
         task = TaskDefinition.model_validate(_argument(request, "task"))
         return task, self._spec.agent_for(request.delivery_info["routing_key"], task.assigned_to).agent_id
 
-    def _time_out_task(self, request: NodeRequest, seconds: float) -> TaskFailed:
-        task, agent_id = self._task_of(request)
-        result = timed_out(task.task_id, agent_id, seconds)
-        self._save(result)
-        return failed(result.error_message or "", result.model_dump(mode="json"), None)
+    def _bury(
+        self, request: NodeRequest, result: TaskResult, reason: DeadLetterReason, kind: AgentType | None
+    ) -> None:
+        run, breaker = _run_of(request), None
+        if kind is not None:
+            settings, prefix = self._config.errors.breaker, self._config.redis.key_prefix
+            breaker = SharedBreaker(self._state.link, kind.value, settings, prefix)
+        attempts = run.retries + (reason is not DeadLetterReason.EXPIRED)
+        self._run(self._errors.bury(run, breaker, result, Fate(reason, attempts)))
 
     def _time_out_message(self, request: NodeRequest, agent_id: str, seconds: float) -> TaskFailed:
         message = AgentMessage.model_validate(_argument(request, "message"))
@@ -119,7 +186,7 @@ class NodeDesk:
             except BaseException:
                 call.close()
                 raise
-        return await asyncio.wait_for(call, PATIENCE)
+        return await asyncio.wait_for(call, 3 * PATIENCE)
 
     def _reply(self, response: AgentMessage, reply_to: str) -> None:
         try:
@@ -136,6 +203,19 @@ class NodeDesk:
                 )
         except Exception:
             logger.exception("The answer to %s could not be sent", response.correlation_id)
+
+
+def _run_of(request: NodeRequest) -> Run:
+    return Run(
+        task_id=request.id,
+        run_id=request.run or request.id,
+        name=request.type,
+        node=request.hostname,
+        queue=request.delivery_info["routing_key"],
+        retries=int(request.request_dict.get("retries") or 0),
+        args=list(request.args or ()),
+        original=lambda: Original.of_message(request.message),
+    )
 
 
 def _argument(request: NodeRequest, name: str) -> Any:

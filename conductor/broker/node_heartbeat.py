@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks whether the node is ready, and whether its child lives.
 READY_LOOK_INTERVAL = 0.05
 CHILD_LOOK_INTERVAL = 0.25
+#: Seconds between two looks for tasks that wait for agents nobody has ever seen, at least.
+SWEEP_INTERVAL = 2.0
 
 
 class AgentHeartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -36,7 +38,9 @@ class AgentHeartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
         if w.listening and self._beat(w):
             self._early.cancel()
             logger.warning("Node %s is ready: %s", w.hostname, ", ".join(a.agent_id for a in w.spec.agents))
-            w.timer.call_repeatedly(w.app.config.node.heartbeat_interval, self._beat, (w,))
+            interval = w.app.config.node.heartbeat_interval
+            w.timer.call_repeatedly(interval, self._beat, (w,))
+            w.timer.call_repeatedly(max(interval, SWEEP_INTERVAL), self._sweep, (w,))
 
     def _beat(self, w: Any) -> bool:
         try:
@@ -48,3 +52,9 @@ class AgentHeartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
             return False
         self._trouble = False
         return all(found)
+
+    def _sweep(self, w: Any) -> None:
+        try:
+            w.desk.sweep()
+        except Exception as error:  # noqa: BLE001 - the next sweep tries again
+            logger.warning("Tasks for unknown agents cannot be put aside: %s", error)

@@ -6,16 +6,23 @@ import asyncio
 import logging
 import os
 import signal
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.node_events import EventDesk
 from conductor.broker.node_runner import Interrupted, LoopThread
 from conductor.broker.node_states import AgentStates
 from conductor.broker.node_work import MessageWork, Office, Outcome, TaskWork, Work
 from conductor.broker.records import TaskRecords
-from conductor.core.enums import AgentStatus
-from conductor.core.exceptions import AgentError, ConductorError
+from conductor.broker.results import UNKNOWN_AGENT, error_response, result_without_agent
+from conductor.broker.shared_breaker import SharedBreaker
+from conductor.broker.task_letters import Fate
+from conductor.core.dead_letters import DeadLetterReason
+from conductor.core.enums import AgentStatus, TaskStatus
+from conductor.core.exceptions import ConductorError
 from conductor.store.redis_state import RedisStateManager
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from conductor.broker.node_spec import NodeSpec
     from conductor.broker.records import Run
     from conductor.core.config import ConductorConfig
+    from conductor.core.enums import AgentType
     from conductor.core.messages import AgentMessage
     from conductor.core.models import TaskDefinition
 
@@ -67,11 +75,15 @@ class AgentHost:
         self._states = AgentStates(self._manager)
         self._events = EventDesk(self._bus, self._after_event)
         self._agents: dict[str, BaseAgent] = {}
+        self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, RETRY_SECONDS)
+        records = TaskRecords(self._manager.link, config.redis.result_expires_seconds)
         self._office = Office(
-            records=TaskRecords(self._manager.link, config.redis.result_expires_seconds),
+            records=records,
             manager=self._manager,
             states=self._states,
             events=self._events,
+            errors=ErrorDesk(records, self._manager, self._letters, config.errors, self._bus),
+            breaker=cache(self._breaker_of),
             interruption=lambda: self._runner.reason,
         )
 
@@ -102,25 +114,42 @@ class AgentHost:
     def execute(self, run: Run, task: TaskDefinition) -> Outcome:
         """Have an agent do a task; its end is filed, whatever the agent does."""
         hosted = self._spec.agent_for(run.queue, task.assigned_to)
-        return self._do(TaskWork(self._office, self._agent(hosted.agent_id), run, task))
+        return self._do(TaskWork(self._office, self._agents[hosted.agent_id], run, task))
 
     def answer(
         self, run: Run, agent_id: str, message: AgentMessage, reply_to: str | None, seconds: float
     ) -> Outcome:
         """Have an agent answer a message within so many seconds; its end is filed, whatever it does."""
-        return self._do(MessageWork(self._office, self._agent(agent_id), run, message, reply_to, seconds))
+        if agent_id not in self._agents:
+            return self._runner.call(self._unknown_agent(run, agent_id, message, reply_to))
+        return self._do(MessageWork(self._office, self._agents[agent_id], run, message, reply_to, seconds))
+
+    def refuse(self, run: Run, reason: str) -> Outcome:
+        """File the end of what is no valid task or message."""
+        return self._runner.call(self._bury(run, "", DeadLetterReason.UNDECODABLE, "INVALID_TASK", reason))
+
+    async def _unknown_agent(
+        self, run: Run, agent_id: str, message: AgentMessage, reply_to: str | None
+    ) -> Outcome:
+        code, text = "AGENT_NOT_FOUND", f"Node {self._node_name} hosts no agent {agent_id!r}."
+        outcome = await self._bury(run, agent_id, DeadLetterReason.UNKNOWN_AGENT, code, text)
+        await self._events.reply(error_response(message, agent_id or UNKNOWN_AGENT, code, text), reply_to)
+        return outcome
+
+    async def _bury(self, run: Run, agent_id: str, reason: DeadLetterReason, code: str, text: str) -> Outcome:
+        result = result_without_agent(run.task_id, agent_id or UNKNOWN_AGENT, TaskStatus.FAILED, text, code)
+        return await self._office.errors.bury(run, None, result, Fate(reason))
+
+    def _breaker_of(self, agent_type: AgentType) -> SharedBreaker:
+        return SharedBreaker(
+            self._manager.link, agent_type.value, self._config.errors.breaker, self._config.redis.key_prefix
+        )
 
     def _do(self, work: Work) -> Outcome:
         try:
             return self._runner.run(work.perform())
         except Interrupted as interruption:
             return self._runner.call(work.interrupted(interruption.reason))
-
-    def _agent(self, agent_id: str) -> BaseAgent:
-        if agent_id not in self._agents:
-            text = f"Node {self._node_name} hosts no agent {agent_id!r}."
-            raise AgentError(text, agent_id, None, "AGENT_NOT_FOUND")
-        return self._agents[agent_id]
 
     async def _start(self) -> None:
         for connect in (self._manager.connect, self._bus.connect):
@@ -141,6 +170,7 @@ class AgentHost:
             except Exception:
                 logger.exception("Agent %s failed while stopping", agent.agent_id)
             await self._states.save(agent)
+        await asyncio.to_thread(self._letters.close)
         await self._bus.disconnect()
         await self._manager.disconnect()
 

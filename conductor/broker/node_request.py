@@ -11,6 +11,8 @@ from celery.exceptions import Ignore, TimeLimitExceeded
 from celery.worker.request import Request, task_ready
 
 from conductor.broker.node_runner import CANCEL_SIGNAL
+from conductor.broker.results import TaskFailed
+from conductor.core.exceptions import ConductorError
 
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
@@ -24,6 +26,7 @@ class NodeRequest(Request):  # type: ignore[misc]
     """Celery's request with two more ends: a time limit gives a TaskResult, and a task can be cancelled."""
 
     _cancelled = False
+    _already_revoked: bool = False
 
     @property
     def node(self) -> NodeWorker:
@@ -49,6 +52,26 @@ class NodeRequest(Request):  # type: ignore[misc]
         """
         return bool(self.expires and datetime.now(UTC) > self.expires)
 
+    def revoked(self) -> bool:
+        """Tell whether it must not run; a task that expired becomes a dead letter.
+
+        An expired request does not: who asked has been told that there is no answer.
+        """
+        if self._already_revoked or self.run_by_agent is not None or not self.maybe_expire():
+            return bool(super().revoked())
+        task_ready(self)
+        try:
+            self.node.desk.expire(self)
+        except (ConductorError, TimeoutError):
+            logger.exception("That %s[%s] expired cannot be filed: it is delivered again", self.name, self.id)
+            self.reject(requeue=True)
+            return True
+        logger.warning("%s[%s] expired", self.name, self.id)
+        self.send_event("task-failed", exception="TaskFailed('expired')", traceback=None)
+        self.acknowledge()
+        self._already_revoked = True
+        return True
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a task that went on after its soft limit; its process is killed next, by the pool."""
         if soft or self._cancelled:
@@ -59,7 +82,10 @@ class NodeRequest(Request):  # type: ignore[misc]
         logger.error("%s[%s] timed out after %s s and ignored it", self.name, self.id, seconds)
         try:
             self._file_timeout(float(seconds))
-        finally:
+        except (ConductorError, TimeoutError):
+            logger.exception("The end of %s[%s] cannot be filed: it is delivered again", self.name, self.id)
+            self.reject(requeue=True)
+        else:
             self.acknowledge()
 
     def on_failure(
@@ -86,6 +112,7 @@ class NodeRequest(Request):  # type: ignore[misc]
         result backend is gone as well: the task would be lost.
         """
         self._already_cancelled = True
+        self.node.desk.release(self)
         super().cancel(pool, signal, emit_retry=False)
 
     def cancel_run(self, pool: Any, grace: float, call_later: Any) -> None:
@@ -113,7 +140,8 @@ class NodeRequest(Request):  # type: ignore[misc]
 
     def _file_timeout(self, seconds: float) -> None:
         error = self.node.desk.time_out(self, seconds)
-        self.task.backend.mark_as_failure(
-            self.id, error, request=self._context, store_result=self.store_errors
-        )
-        self.send_event("task-failed", exception=repr(error), traceback=None)
+        if error is not None:
+            self.task.backend.mark_as_failure(
+                self.id, error, request=self._context, store_result=self.store_errors
+            )
+        self.send_event("task-failed", exception=repr(error or TaskFailed("timed out")), traceback=None)

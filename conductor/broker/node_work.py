@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
+from conductor.broker.node_errors import Retry, verdict_on
 from conductor.broker.node_runner import Reason
 from conductor.broker.node_states import note_failure
+from conductor.broker.records import Start
 from conductor.broker.results import (
     TaskFailed,
     agent_of_node,
@@ -21,9 +23,12 @@ from conductor.broker.results import (
     error_response,
     failed,
     refused,
+    result_without_agent,
     timed_out,
     timeout_response,
 )
+from conductor.broker.task_letters import Fate
+from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage, TaskResultPayload
@@ -32,19 +37,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conductor.agents.base import BaseAgent
+    from conductor.broker.node_errors import ErrorDesk
     from conductor.broker.node_events import EventDesk
     from conductor.broker.node_states import AgentStates
     from conductor.broker.records import Run, TaskRecords
+    from conductor.broker.shared_breaker import SharedBreaker
+    from conductor.core.enums import AgentType
     from conductor.core.models import TaskDefinition, TaskResult
     from conductor.orchestration.state_manager import StateManager
 
 logger = logging.getLogger(__name__)
 
-#: How often a run is started before it is given up, because it kills the process it runs in.
-MAX_ATTEMPTS = 5
-
-#: What Celery is told: the result, or the failure to raise. None: nothing, it is filed elsewhere.
-Outcome = dict[str, Any] | TaskFailed | None
+#: What Celery is told: the result, the failure to raise, or when to send it again. None: filed elsewhere.
+Outcome = dict[str, Any] | TaskFailed | Retry | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Office:
     manager: StateManager
     states: AgentStates
     events: EventDesk
+    errors: ErrorDesk
+    breaker: Callable[[AgentType], SharedBreaker]
+    """Gives the breaker that the agents of a type share."""
     interruption: Callable[[], Reason | None]
     """Tells why what runs now was interrupted, if it was."""
 
@@ -66,6 +74,7 @@ class Work(ABC):
         self._office = office
         self._agent = agent
         self._run = run
+        self._breaker: SharedBreaker | None = office.breaker(agent.agent_type)
 
     @abstractmethod
     async def perform(self) -> Outcome:
@@ -75,14 +84,19 @@ class Work(ABC):
     async def interrupted(self, reason: Reason) -> Outcome:
         """File the end of what was interrupted."""
 
-    def _given_up(self) -> AgentError:
-        return AgentError(
-            f"Task {self._run.task_id} was given up: it was started {MAX_ATTEMPTS} times and never ended, "
-            "because its process died or its node lost the broker.",
-            self._agent.agent_id,
-            self._run.task_id,
-            "TASK_GIVEN_UP",
-        )
+    def _refusal(self, start: Start) -> tuple[DeadLetterReason, AgentError] | None:
+        """Tell why the run must not go on now, if so."""
+        if start.refused:
+            kind = self._agent.agent_type.value
+            text = f"The circuit breaker of the {kind} agents is open: too many of their tasks failed."
+            return DeadLetterReason.CIRCUIT_OPEN, self._agent_error(text, "CIRCUIT_OPEN")
+        if start.lost >= self._office.errors.max_worker_losses:
+            text = f"The task was given up: {start.lost} times the process that worked on it died."
+            return DeadLetterReason.WORKER_LOST, self._agent_error(text, "TASK_GIVEN_UP")
+        return None
+
+    def _agent_error(self, text: str, code: str) -> AgentError:
+        return AgentError(text, self._agent.agent_id, self._run.task_id, code)
 
 
 class TaskWork(Work):
@@ -91,31 +105,53 @@ class TaskWork(Work):
     def __init__(self, office: Office, agent: BaseAgent, run: Run, task: TaskDefinition) -> None:
         super().__init__(office, agent, run)
         self._task = task
+        self._start = Start()
 
     async def perform(self) -> Outcome:
         """See `Work.perform`."""
         office, agent = self._office, self._agent
-        start, _ = await asyncio.gather(
-            office.records.start(self._run), office.states.running(agent, self._task.task_id)
+        self._start, _ = await asyncio.gather(
+            office.records.start(self._run, self._breaker), office.states.running(agent, self._task.task_id)
         )
+        start = self._start
         if start.end is not None:
             await office.states.save(agent)
         lost_by = agent_of_node(start.before)
         if start.before and lost_by != agent.agent_id:
             await office.states.bury(lost_by, self._task.task_id)
         if start.end is not None:
-            if start.before:  # it was cancelled while no node had it
-                await office.manager.save_task_result(cancelled(self._task.task_id, lost_by))
+            await self._attend_to_end(start.end, lost_by if start.before else "")
             return None
-        if start.attempt > MAX_ATTEMPTS:
-            note_failure(agent, self._task.task_id)
-            return await self._file(refused(agent, self._task.task_id, self._given_up()))
+        if refusal := self._refusal(start):
+            return await self._refuse(*refusal)
         result = await self._execute()
         reason = office.interruption()
         if reason is not None and result.status is not TaskStatus.COMPLETED:
             # The agent made a failure of its cancellation.
             result = self._end_by(reason)
         return await self._file(result)
+
+    async def _attend_to_end(self, end: dict[str, Any], lost_by: str) -> None:
+        """Do what a process that died left undone at the end of the run."""
+        if lost_by:  # it was cancelled while no node had it
+            await self._office.manager.save_task_result(cancelled(self._task.task_id, lost_by))
+        await self._office.errors.finish(self._run, end)
+
+    async def _refuse(self, reason: DeadLetterReason, error: AgentError) -> Outcome:
+        """Put the task aside without running it."""
+        office, agent, start = self._office, self._agent, self._start
+        verdict = ""
+        if reason is DeadLetterReason.WORKER_LOST:
+            note_failure(agent, self._task.task_id)
+            verdict = "failure"
+        result = result_without_agent(
+            self._task.task_id, agent.agent_id, TaskStatus.FAILED, error.message, error.error_code
+        )
+        attempts = start.attempt + start.lost
+        fate = Fate(reason, attempts, start.first_failure)
+        burying = office.errors.bury(self._run, self._breaker, result, fate, verdict)
+        failure, _ = await asyncio.gather(burying, office.states.save(agent))
+        return failure
 
     async def interrupted(self, reason: Reason) -> Outcome:
         """See `Work.interrupted`."""
@@ -144,19 +180,17 @@ class TaskWork(Work):
 
     async def _file(self, result: TaskResult) -> Outcome:
         """Save result and state, then the record, which tells who waits: all in one round trip."""
-        office = self._office
-        saving = [office.manager.save_task_result(result), office.states.save(self._agent)]
-        data = result.model_dump(mode="json")
-        if result.status is TaskStatus.SKIPPED and office.interruption() is Reason.CANCELLED:
-            await asyncio.gather(*saving)
-            return None  # The parent process files it as REVOKED.
+        office, saving_state = self._office, self._office.states.save(self._agent)
         if result.status is TaskStatus.FAILED:
-            error = result.metadata.get("error")
-            traceback = error.get("traceback") if isinstance(error, dict) else None
-            failure = failed(result.error_message or "The task failed.", data, traceback)
-            await asyncio.gather(*saving, office.records.fail(self._run, failure))
+            failing = office.errors.failed(self._run, self._start, self._breaker, result)
+            _, failure = await asyncio.gather(saving_state, failing)
             return failure
-        await asyncio.gather(*saving, office.records.succeed(self._run, data))
+        saving = [office.manager.save_task_result(result), saving_state]
+        if result.status is TaskStatus.SKIPPED and office.interruption() is Reason.CANCELLED:
+            await asyncio.gather(*saving, office.records.forget_probe(self._run, self._breaker))
+            return None  # The parent process files it as REVOKED.
+        data = result.model_dump(mode="json")
+        await asyncio.gather(*saving, office.records.succeed(self._run, self._breaker, data))
         return data
 
 
@@ -176,19 +210,21 @@ class MessageWork(Work):
         self._message = message
         self._reply_to = reply_to
         self._seconds = seconds
+        if assigned_task_id(message) is None:
+            self._breaker = None  # A question is no task.
 
     async def perform(self) -> Outcome:
         """See `Work.perform`."""
         office, agent = self._office, self._agent
         task_id = assigned_task_id(self._message)
         starting = office.states.running(agent, task_id) if task_id else asyncio.sleep(0)
-        start, _ = await asyncio.gather(office.records.start(self._run), starting)
+        start, _ = await asyncio.gather(office.records.start(self._run, self._breaker), starting)
         if start.end is not None:
             await asyncio.gather(office.states.save(agent), self._answer_again(start.end))
             return None
         try:
-            if start.attempt > MAX_ATTEMPTS:
-                raise self._given_up()
+            if refusal := self._refusal(start):
+                raise refusal[1]
             response = await agent.handle_message(self._message)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an agent raises is its answer
             response = self._raised(error)
@@ -222,15 +258,27 @@ class MessageWork(Work):
         if response.message_type is MessageType.ERROR:
             payload = response.payload
             outcome = failed(str(payload.get("error_message")), data, payload.get("traceback"))
-            saving.append(office.records.fail(self._run, outcome))
+            await self._put_aside(payload)
+            saving.append(office.records.fail(self._run, self._breaker, outcome, verdict_on(payload)))
         else:
-            saving.append(office.records.succeed(self._run, data))
+            saving.append(office.records.succeed(self._run, self._breaker, data))
         await asyncio.gather(*saving)
         try:
             await office.events.reply(response, self._reply_to)
         except MessageBusError as error:
             logger.warning("The answer to %s was not sent: %s", self._run.task_id, error)
         return outcome
+
+    async def _put_aside(self, payload: dict[str, Any]) -> None:
+        """Make a dead letter of a task that failed where nobody waits for the answer."""
+        task_id = assigned_task_id(self._message)
+        if task_id is None or self._reply_to is not None:
+            return
+        code, text = str(payload["error_code"]), str(payload["error_message"])
+        result = result_without_agent(
+            task_id, self._agent.agent_id, TaskStatus.FAILED, text, code, traceback=payload.get("traceback")
+        )
+        await self._office.errors.put_aside(self._run, result)
 
     async def _answer_again(self, end: dict[str, Any]) -> None:
         """Send the stored answer of a request that was delivered once more after it had been answered."""

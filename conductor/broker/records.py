@@ -1,23 +1,33 @@
-"""Celery's record of a task in the result backend, as the process that runs the task writes it."""
+"""Celery's record of a task in the result backend, as the processes that run the task write it."""
 
 from __future__ import annotations
 
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from conductor.broker.results import TaskFailed, script
+from conductor.broker.results import LETTER, TaskFailed, script
+from conductor.broker.task_letters import Original
 from conductor.core.fields import utc_now
 
 if TYPE_CHECKING:
-    from celery.app.task import Context
+    from collections.abc import Callable
 
+    from celery.app.task import Context
+    from kombu import Message
+
+    from conductor.broker.shared_breaker import SharedBreaker
     from conductor.store.link import Link
 
 KEY_PREFIX = "celery-task-meta-"
+
+
+#: In place of the key of a breaker; nothing is there.
+UNGUARDED = "conductor:unguarded"
 
 
 def record_key(task_id: str) -> str:
@@ -52,6 +62,8 @@ class Run:
     queue: str
     retries: int
     args: list[Any] = field(repr=False)
+    original: Callable[[], Original] = field(repr=False, compare=False)
+    """Gives the message that Celery delivered."""
 
     @classmethod
     def of(cls, request: Context, run_id: str) -> Run:
@@ -64,19 +76,39 @@ class Run:
             queue=request.delivery_info["routing_key"],
             retries=request.retries or 0,
             args=list(request.args or ()),
+            original=partial(Original.of_request, request),
         )
+
+    @classmethod
+    def in_message(cls, message: Message, original: Original) -> Run:
+        """Read what kombu delivered, which may be anything; without a task id there is no record of it."""
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        task_id = str(headers.get("id") or "")
+        try:
+            _, kwargs, _ = message.payload
+            run_id = str(kwargs.get("run") or task_id)
+        except Exception:  # noqa: BLE001 - decoding raises what it likes
+            run_id = task_id
+        name = str(headers.get("task") or "unknown")
+        return cls(task_id, run_id, name, "", original.queue, 0, [], lambda: original)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """What was found when a run was about to start."""
 
-    attempt: int
-    """How often this run was started, this time included; more than 1 after a node or its child died."""
+    lost: int = 0
+    """How often it was lost with the process that ran it."""
     before: str = ""
     """The node that started it before this time, and that was lost with it."""
+    attempt: int = 0
+    """How often it was retried."""
+    first_failure: str = ""
+    """When it failed for the first time, as ISO text."""
     end: dict[str, Any] | None = None
     """The record of the end, when the run is over and must not start again."""
+    refused: bool = False
+    """Whether the breaker is open; nothing was filed then."""
 
 
 class TaskRecords:
@@ -90,8 +122,8 @@ class TaskRecords:
         self._link = link
         self._expires = expires_seconds
 
-    async def start(self, run: Run) -> Start:
-        """File the task as STARTED by this process unless the run is over."""
+    async def start(self, run: Run, breaker: SharedBreaker | None) -> Start:
+        """File the task as STARTED by this process, unless the run is over or the breaker open."""
         started = {
             "status": states.STARTED,
             "result": {"pid": os.getpid(), "hostname": run.node},
@@ -101,25 +133,67 @@ class TaskRecords:
             "kwargs": {"run": run.run_id},
             "task_id": run.task_id,
         }
-        over, found, before = await self._run("start_task", run, json.dumps(started))
-        end = json.loads(found) if over else None
-        return Start(0 if over else int(found), before=before.decode(), end=end)
+        arguments = [json.dumps(started), self._expires, run.retries, run.task_id, *_rules(breaker)]
+        verdict, first, before, *more = await self._run("start_task", run, breaker, *arguments)
+        if verdict == 1:
+            return Start(before=before.decode(), end=json.loads(first))
+        retries, first_failure = more
+        return Start(
+            lost=first,
+            before=before.decode(),
+            attempt=retries,
+            first_failure=first_failure.decode(),
+            refused=verdict == 2,
+        )
 
-    async def succeed(self, run: Run, result: dict[str, Any]) -> None:
+    async def succeed(self, run: Run, breaker: SharedBreaker | None, result: dict[str, Any]) -> None:
         """File the result of a run."""
-        await self._end(run, states.SUCCESS, result, None)
+        await self._end(run, breaker, "success", self._record(run, states.SUCCESS, result))
 
-    async def fail(self, run: Run, failure: TaskFailed) -> None:
-        """File the failure of a run."""
-        described = {
-            "exc_type": type(failure).__name__,
-            "exc_message": list(failure.args),
-            "exc_module": type(failure).__module__,
-        }
-        await self._end(run, states.FAILURE, described, failure.agent_traceback or str(failure))
+    async def fail(
+        self,
+        run: Run,
+        breaker: SharedBreaker | None,
+        failure: TaskFailed,
+        verdict: str = "failure",
+        letter: str = "",
+    ) -> bool:
+        """File the failure of a run, and tell the breaker `verdict`; False if it has ended already.
 
-    async def _end(self, run: Run, status: str, result: dict[str, Any], traceback: str | None) -> None:
-        record = {
+        With the id of a `letter` nobody is told until `tell`.
+        """
+        record = self._record(run, states.FAILURE, _described(failure), _traceback_of(failure))
+        if letter:
+            record = {LETTER: letter, **record}
+        return await self._end(run, breaker, verdict, record, tell=not letter)
+
+    async def retry(
+        self, run: Run, breaker: SharedBreaker | None, failure: TaskFailed, start: Start, first_failure: str
+    ) -> bool:
+        """File that a run failed and is to be tried again; False if it has ended meanwhile."""
+        record = self._record(run, states.RETRY, _described(failure), _traceback_of(failure))
+        record |= {"retries": start.attempt + 1, "lost": start.lost, "first_failure": first_failure}
+        return await self._end(run, breaker, "failure", record)
+
+    async def tell(self, run: Run) -> None:
+        """Tell who waits of a failure whose letter is in its queue now."""
+        key = record_key(run.task_id)
+        await self._link.run(["EVAL", script("tell_end"), 1, key, run.run_id], key)
+
+    async def forget_probe(self, run: Run, breaker: SharedBreaker | None) -> None:
+        """Let the breaker know that a run which it let through says nothing."""
+        if breaker is not None:
+            await breaker.forget(run.task_id)
+
+    async def release(self, run: Run) -> None:
+        """Note that a run is ended in order to be delivered again."""
+        key = record_key(run.task_id)
+        await self._link.run(["EVAL", script("release_task"), 1, key, run.run_id], key)
+
+    def _record(
+        self, run: Run, status: str, result: dict[str, Any], traceback: str | None = None
+    ) -> dict[str, Any]:
+        return {
             "status": status,
             "result": result,
             "traceback": traceback,
@@ -133,8 +207,43 @@ class TaskRecords:
             "queue": run.queue,
             "task_id": run.task_id,
         }
-        await self._run("end_task", run, json.dumps(record))
 
-    async def _run(self, name: str, run: Run, record: str) -> Any:
+    async def _end(
+        self,
+        run: Run,
+        breaker: SharedBreaker | None,
+        verdict: str,
+        record: dict[str, Any],
+        *,
+        tell: bool = True,
+    ) -> bool:
+        if breaker is None:
+            verdict = ""
+        arguments = [json.dumps(record), self._expires, run.task_id, verdict, *_rules(breaker), int(tell)]
+        filed, opened = await self._run("end_task", run, breaker, *arguments)
+        if opened and breaker is not None:
+            breaker.log_opening()
+        return bool(filed)
+
+    async def _run(self, name: str, run: Run, breaker: SharedBreaker | None, *arguments: str | int) -> Any:
         key = record_key(run.task_id)
-        return await self._link.run(["EVAL", script(name), 1, key, run.run_id, record, self._expires], key)
+        source = script("breaker") + script(name)
+        return await self._link.run(
+            ["EVAL", source, 2, key, breaker.key if breaker else UNGUARDED, run.run_id, *arguments], key
+        )
+
+
+def _rules(breaker: SharedBreaker | None) -> list[str | int]:
+    return breaker.rules if breaker is not None else ["", 0, 0, 0]
+
+
+def _described(failure: TaskFailed) -> dict[str, Any]:
+    return {
+        "exc_type": type(failure).__name__,
+        "exc_message": list(failure.args),
+        "exc_module": type(failure).__module__,
+    }
+
+
+def _traceback_of(failure: TaskFailed) -> str:
+    return failure.agent_traceback or str(failure)

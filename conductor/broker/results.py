@@ -25,6 +25,10 @@ UNKNOWN_AGENT = "unknown"
 TIMED_OUT = "TASK_TIMED_OUT"
 CANCELLED = "TASK_CANCELLED"
 
+#: The field of a FAILURE whose dead letter is on its way; the record begins with it, and who waits is not
+#: told before it is gone.
+LETTER = "letter"
+
 
 class TaskFailed(Exception):  # noqa: N818 - Celery and Flower show the name to people
     """What a node raises so that Celery files a task under FAILURE.
@@ -145,12 +149,13 @@ def decode_meta(task_id: str, raw: bytes | str) -> tuple[str, TaskResult | None]
         return state, TaskResult.model_validate(meta["result"])
     if state == states.REVOKED:
         return state, cancelled(task_id, agent_of_node(meta.get("worker")))
-    if state == states.FAILURE:
-        return state, _failure(task_id, meta)
+    if state == states.FAILURE and LETTER not in meta:
+        return state, result_in_failure(task_id, meta)
     return state, None
 
 
-def _failure(task_id: str, meta: Mapping[str, Any]) -> TaskResult:
+def result_in_failure(task_id: str, meta: Mapping[str, Any]) -> TaskResult:
+    """Give the FAILED TaskResult in the record of a FAILURE, or make one of Celery's own."""
     error = meta.get("result") or {}
     arguments = error.get("exc_message") or []
     if error.get("exc_type") == TaskFailed.__name__ and len(arguments) == 2 and arguments[1]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
+from pydantic import ValidationError
 
+from conductor.broker import topology
 from conductor.broker.backend import FILED
+from conductor.broker.node_errors import Retry
 from conductor.broker.node_intake import DEFAULT_LIMIT, HANDLE_MESSAGE
 from conductor.broker.records import Run
 from conductor.broker.results import TaskFailed
-from conductor.core.exceptions import ConductorError
+from conductor.core.exceptions import ConductorError, MessageBusError, StateError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery import Celery, Task
 
     from conductor.broker.node_host import AgentHost
@@ -26,37 +32,64 @@ NODE_REQUEST = "conductor.broker.node_request:NodeRequest"
 
 def register(app: Celery) -> None:
     """Give the tasks to `app`."""
-    # STARTED is filed by TaskRecords.
-    options = {"bind": True, "Request": NODE_REQUEST, "track_started": False, "typing": False}
+    # STARTED is filed by TaskRecords, and the retry policy says how often a task is tried.
+    options = {
+        "bind": True,
+        "Request": NODE_REQUEST,
+        "track_started": False,
+        "typing": False,
+        "max_retries": None,
+    }
     app.task(execute_task, name=EXECUTE_TASK, **options)
     app.task(handle_message, name=HANDLE_MESSAGE, **options)
 
 
-def execute_task(self: Task, task: dict[str, Any], run: str | None = None) -> dict[str, Any]:
+def execute_task(
+    self: Task, task: dict[str, Any] | None = None, run: str | None = None, **_: Any
+) -> dict[str, Any]:
     """Have one of the node's agents do a task; the result is a TaskResult as JSON.
 
     `run` tells apart the runs of one task id; a Celery client that never sends an id twice needs none.
     A FAILED one is raised as TaskFailed, which makes the Celery task a FAILURE.
     """
-    definition = TaskDefinition.model_validate(task)
-    return _told(self, _host(self).execute(Run.of(self.request, run or self.request.id), definition))
+    host, this = _host(self), Run.of(self.request, run or self.request.id)
+    with _delivered_again():
+        try:
+            definition = TaskDefinition.model_validate(task)
+        except ValidationError as error:
+            return _told(self, host.refuse(this, _sentence("task", error)))
+        return _told(self, host.execute(this, definition))
 
 
 def handle_message(
-    self: Task, message: dict[str, Any], agent_id: str, reply_to: str | None = None, run: str | None = None
+    self: Task,
+    message: dict[str, Any] | None = None,
+    agent_id: str = "",
+    reply_to: str | None = None,
+    run: str | None = None,
+    **_: Any,
 ) -> dict[str, Any]:
     """Have an agent answer a message; the result is the answer as JSON, and who asked is sent it.
 
     An agent that raises makes an ERROR answer, and the Celery task a FAILURE.
     """
-    request = AgentMessage.model_validate(message)
-    seconds = self.request.timelimit[1] or DEFAULT_LIMIT
-    return _told(
-        self,
-        _host(self).answer(
-            Run.of(self.request, run or self.request.id), agent_id, request, reply_to, seconds
-        ),
-    )
+    host, this = _host(self), Run.of(self.request, run or self.request.id)
+    with _delivered_again():
+        try:
+            request = AgentMessage.model_validate(message)
+        except ValidationError as error:
+            return _told(self, host.refuse(this, _sentence("message", error)))
+        seconds = self.request.timelimit[1] or DEFAULT_LIMIT
+        return _told(self, host.answer(this, agent_id, request, reply_to, seconds))
+
+
+@contextmanager
+def _delivered_again() -> Iterator[None]:
+    """Have Celery deliver again what could not be filed because a server is away."""
+    try:
+        yield
+    except (StateError, MessageBusError) as error:
+        raise Reject(error, requeue=True) from error
 
 
 def _told(task: Task, outcome: Outcome) -> dict[str, Any]:
@@ -64,9 +97,37 @@ def _told(task: Task, outcome: Outcome) -> dict[str, Any]:
     if outcome is None:
         raise Ignore
     setattr(task.request, FILED, True)
+    if isinstance(outcome, Retry):
+        raise _sent_again(task, outcome)
     if isinstance(outcome, TaskFailed):
         raise outcome
     return outcome
+
+
+def _sent_again(task: Task, outcome: Retry) -> BaseException:
+    """Send the task once more, by Celery's retry; it waits on a node that can do others meanwhile."""
+    request = task.request
+    try:
+        again: BaseException = task.retry(
+            countdown=outcome.seconds,
+            exc=outcome.failure,
+            throw=False,
+            queue=topology.work_queue(request.delivery_info["routing_key"]),
+            # It was begun in time.
+            expires=None,
+            argsrepr=request.argsrepr,
+            kwargsrepr=request.kwargsrepr,
+        )
+    except Reject as error:
+        # Celery 5.7 would drop a task that it cannot send again.
+        again = Reject(error.reason, requeue=True)
+    return again
+
+
+def _sentence(what: str, error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    return f"This is no valid {what}: {f'{field}: ' if field else ''}{problem['msg']}."
 
 
 def _host(task: Task) -> AgentHost:

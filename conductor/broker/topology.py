@@ -67,12 +67,12 @@ def work_exchange() -> Exchange:
 def agent_queue(agent_id: str) -> Queue:
     """The queue of the tasks for one agent; a bad id is a MessageBusError with code INVALID_CHANNEL."""
     validate_name(agent_id)
-    return _work_queue(f"{AGENT_QUEUE_PREFIX}{agent_id}")
+    return work_queue(f"{AGENT_QUEUE_PREFIX}{agent_id}")
 
 
 def type_queue(agent_type: AgentType) -> Queue:
     """The queue of the tasks for whichever agent of a type is free first."""
-    return _work_queue(f"conductor.type.{agent_type.value}")
+    return work_queue(f"conductor.type.{agent_type.value}")
 
 
 def dead_letter_queue() -> Queue:
@@ -88,6 +88,11 @@ def dead_letter_queue() -> Queue:
         durable=True,
         queue_arguments={"x-queue-type": "classic"},
     )
+
+
+def work_queue(name: str) -> Queue:
+    """The queue of tasks of this name."""
+    return Queue(name, work_exchange(), routing_key=name, durable=True)
 
 
 def event_routing_key(driver: str, channel: str) -> str:
@@ -135,7 +140,3 @@ def _volatile_queue(name: str, exchange: Exchange, binding_key: str) -> Queue:
     return Queue(
         name, exchange, routing_key=binding_key, durable=False, exclusive=True, auto_delete=True, no_ack=True
     )
-
-
-def _work_queue(name: str) -> Queue:
-    return Queue(name, work_exchange(), routing_key=name, durable=True)

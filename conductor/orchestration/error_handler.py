@@ -43,6 +43,13 @@ class ErrorAction(StrEnum):
     SKIP = "skip"
 
 
+def decide(policy: RetryPolicy, code: str, attempt: int) -> ErrorAction:
+    """Decide about an error with this code in the attempt of this number, from 0; breakers not considered."""
+    if not policy.is_retryable(code):
+        return ErrorAction.ESCALATE
+    return ErrorAction.DEAD_LETTER if attempt >= policy.max_retries else ErrorAction.RETRY
+
+
 class ErrorHandler:
     """Decides about errors, and tells the bus about those that are not retried.
 
@@ -90,13 +97,12 @@ class ErrorHandler:
                 await self.send_to_dead_letter(error, context)
                 return ErrorAction.DEAD_LETTER
             await breaker.record_failure()
-        if not self.retry_policy.is_retryable(error_code(error)):
+        action = decide(self.retry_policy, error_code(error), context.get("attempt") or 0)
+        if action is ErrorAction.ESCALATE:
             await self.escalate_error(error, context)
-            return ErrorAction.ESCALATE
-        if (context.get("attempt") or 0) >= self.retry_policy.max_retries:
+        elif action is ErrorAction.DEAD_LETTER:
             await self.send_to_dead_letter(error, context)
-            return ErrorAction.DEAD_LETTER
-        return ErrorAction.RETRY
+        return action
 
     async def retry_task(self, task_id: str, agent_id: str, attempt: int) -> bool:
         """Wait the delay that follows `attempt`; then the caller may run the task again: True."""
@@ -106,16 +112,18 @@ class ErrorHandler:
         return True
 
     async def escalate_error(self, error: Exception, context: Mapping[str, Any] | None = None) -> None:
-        """Publish `error` on `conductor:errors`; if that fails it is logged, with both errors."""
-        await self._publish(ERRORS, error, _describe(error, context or {}))
+        """Publish `error` on `conductor:errors` as CRITICAL; if that fails it is logged, with both errors."""
+        await self._publish(ERRORS, error, _describe(error, context or {}), Priority.CRITICAL)
 
     async def send_to_dead_letter(self, error: Exception, context: Mapping[str, Any] | None = None) -> None:
         """Keep `error` as a dead letter and publish it on `conductor:dlq`; if that fails it is logged."""
         letter = _describe(error, context or {})
         self._dead_letters.append(letter)
-        await self._publish(DLQ, error, letter)
+        await self._publish(DLQ, error, letter, Priority.HIGH)
 
-    async def _publish(self, channel: str, error: Exception, description: dict[str, Any]) -> None:
+    async def _publish(
+        self, channel: str, error: Exception, description: dict[str, Any], priority: Priority
+    ) -> None:
         payload = ErrorPayload(
             error_code=description["error_code"],
             error_message=description["error_message"],
@@ -127,7 +135,7 @@ class ErrorHandler:
             message_type=MessageType.ERROR,
             sender_id=description["agent_id"] or SENDER,
             payload=payload.model_dump(mode="json"),
-            priority=Priority.HIGH,
+            priority=priority,
             metadata={"error": copy.deepcopy(description)},
         )
         try:

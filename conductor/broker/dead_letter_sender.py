@@ -1,0 +1,119 @@
+"""Putting dead letters into their queue, from any thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from conductor.broker import topology
+from conductor.broker.dead_letters import announcement, publish_dead_letter
+from conductor.broker.task_sender import broker_unavailable
+from conductor.broker.transport import kombu_connection, limit_reading
+from conductor.core.channels import DLQ
+
+if TYPE_CHECKING:
+    from kombu import Connection, Producer
+
+    from conductor.core.dead_letters import DeadLetter
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the broker may be silent.
+IO_TIMEOUT = 5.0
+
+
+class DeadLetterSender:
+    """Sends letters over one connection, made at the first; blocks, and may be called from any thread."""
+
+    def __init__(self, broker_url: str, connect_timeout: float, patience: float) -> None:
+        """`patience` is how many seconds a letter waits for a broker that is away."""
+        self._url = broker_url
+        self._connect_timeout = connect_timeout
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+
+    def send(self, letter: DeadLetter) -> None:
+        """Return when the broker has the letter, and everybody who listens was told of it.
+
+        MessageBusError, code BROKER_UNAVAILABLE; the letter may have arrived nevertheless.
+        """
+        with self._lock:
+            self._put(letter)
+            self._announce(letter)
+        logger.warning(
+            "Dead letter %s (%s): task %s of agent %s, %s: %s",
+            letter.letter_id,
+            letter.reason,
+            letter.task_id,
+            letter.agent_id,
+            letter.error_code,
+            letter.error_message,
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._drop()
+
+    def _put(self, letter: DeadLetter) -> None:
+        for attempt in (1, 2):
+            try:
+                publish_dead_letter(self._open(), letter)
+            except Exception as error:
+                connection = self._connection
+                lost = connection is None or isinstance(error, connection.recoverable_connection_errors)
+                self._drop()
+                if attempt == 2 or not lost:
+                    raise broker_unavailable(error, "keep a dead letter") from error
+            else:
+                return
+
+    def _announce(self, letter: DeadLetter) -> None:
+        """Tell `conductor:dlq`; the letter is safe already, so that a failure is only logged."""
+        try:
+            producer = self._open()
+            driver = producer.connection.transport.driver_type
+            exchange = topology.events_exchange(driver)
+            message = announcement(letter)
+            producer.publish(
+                message.model_dump_json().encode(),
+                exchange=exchange,
+                routing_key=topology.event_routing_key(driver, DLQ),
+                declare=[exchange],
+                content_type="application/json",
+                content_encoding="utf-8",
+                message_id=message.message_id,
+            )
+        except Exception:
+            logger.exception("Dead letter %s was not announced on %s", letter.letter_id, DLQ)
+            self._drop()
+
+    def _open(self) -> Producer:
+        if self._producer is None:
+            limit = self._connect_timeout
+            connection = kombu_connection(
+                self._url, connect_timeout=limit, io_timeout=min(IO_TIMEOUT, limit), confirm_publish=True
+            )
+            self._connection = connection
+            connection.ensure_connection(
+                max_retries=None,
+                timeout=self._patience,
+                interval_start=0.1,
+                interval_step=0.2,
+                interval_max=1,
+            )
+            limit_reading(connection)
+            self._producer = connection.Producer()
+        return self._producer
+
+    def _drop(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.release()
+            except Exception:
+                logger.debug("the connection for dead letters did not close cleanly", exc_info=True)
+                connection.collect()

@@ -1,0 +1,62 @@
+"""What a node does with messages that are no tasks: nothing is thrown away."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery.worker.consumer import Consumer
+
+from conductor.core.exceptions import ConductorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Message
+
+logger = logging.getLogger(__name__)
+
+
+class NodeConsumer(Consumer):  # type: ignore[misc]
+    """Makes dead letters of what Celery would drop; in the parent process of a node."""
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Put aside what cannot be read."""
+        self._put_aside(message, f"The message cannot be decoded: {exc}")
+
+    def on_unknown_message(self, body: Any, message: Message) -> None:
+        """Put aside what is no task message."""
+        self._put_aside(message, "The message is no Celery task.")
+
+    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Put aside a task that nodes do not have."""
+        self._put_aside(message, f"There is no task {exc}.")
+
+    def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Put aside a task message that contradicts itself."""
+        self._put_aside(message, f"The task message is not valid: {exc}")
+
+    def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Message], Any]:
+        """Give the handler of messages, which a bad one cannot end: Celery 5.7 lets some errors through."""
+        handle = super().create_task_handler(*arguments, **options)
+
+        def on_message(message: Message) -> Any:
+            try:
+                return handle(message)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                logger.exception("A message could not be handled")
+                self._put_aside(message, f"The message is damaged: {type(error).__name__}: {error}")
+
+        return on_message
+
+    def _put_aside(self, message: Message, reason: str) -> None:
+        if message.acknowledged:
+            return
+        logger.error("%s It becomes a dead letter.", reason)
+        try:
+            self.app.node.desk.put_aside(message, reason)
+        except (ConductorError, TimeoutError):
+            logger.exception("A bad message could not be put aside: it is delivered again")
+            message.reject_log_error(logger, self.connection_errors, requeue=True)
+        else:
+            message.ack_log_error(logger, self.connection_errors)

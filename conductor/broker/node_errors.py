@@ -1,0 +1,187 @@
+"""What becomes of tasks that fail on nodes: another try, a word to somebody, and a dead letter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conductor.broker.results import TIMED_OUT, TaskFailed, failed, result_in_failure
+from conductor.broker.task_letters import Fate, task_letter
+from conductor.core.channels import ERRORS
+from conductor.core.dead_letters import DeadLetterReason
+from conductor.core.enums import MessageType, Priority
+from conductor.core.exceptions import ConductorError
+from conductor.core.fields import utc_now
+from conductor.core.messages import AgentMessage, ErrorPayload
+from conductor.orchestration.error_handler import ErrorAction, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from conductor.broker.dead_letter_sender import DeadLetterSender
+    from conductor.broker.records import Run, Start, TaskRecords
+    from conductor.broker.shared_breaker import SharedBreaker
+    from conductor.core.config import ErrorsConfig
+    from conductor.core.models import TaskResult
+    from conductor.orchestration.message_bus import MessageBus
+    from conductor.orchestration.state_manager import StateManager
+
+logger = logging.getLogger(__name__)
+
+#: Failures that are the task's fault: they say nothing of the agents' health.
+INNOCENT = frozenset({"TASK_VALIDATION_FAILED", "INVALID_TASK", "TASK_CANCELLED_ITSELF"})
+
+
+#: Why nodes themselves end a task.
+_REASONS = {
+    TIMED_OUT: DeadLetterReason.TIME_LIMIT,
+    "TASK_GIVEN_UP": DeadLetterReason.WORKER_LOST,
+    "CIRCUIT_OPEN": DeadLetterReason.CIRCUIT_OPEN,
+}
+
+
+def verdict_on(error: Mapping[str, Any]) -> str:
+    """Give what the breaker is to make of an error: nothing of one that the task is to blame for."""
+    return "forget" if error.get("error_code") in INNOCENT | {"CIRCUIT_OPEN"} else "failure"
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The task is to be sent again by Celery, after so many seconds."""
+
+    seconds: float
+    failure: TaskFailed
+
+
+class ErrorDesk:
+    """Files failed tasks; lives on one event loop.
+
+    A failure and its dead letter are one: the failure is filed first, so that nobody runs the task again,
+    then the letter goes into its queue, and only then is told who waits. Whoever finds a failure whose letter
+    is missing, because a process died in between, sends it.
+    """
+
+    def __init__(
+        self,
+        records: TaskRecords,
+        manager: StateManager,
+        letters: DeadLetterSender,
+        config: ErrorsConfig,
+        bus: MessageBus | None = None,
+    ) -> None:
+        self._records = records
+        self._manager = manager
+        self._letters = letters
+        self._config = config
+        self._bus = bus
+
+    @property
+    def max_worker_losses(self) -> int:
+        """How often a task may be lost with its process."""
+        return self._config.max_worker_losses
+
+    async def failed(
+        self, run: Run, start: Start, breaker: SharedBreaker | None, result: TaskResult
+    ) -> TaskFailed | Retry:
+        """Decide about a task that an agent failed at, as ErrorHandler does, and do it."""
+        error = result.metadata.get("error")
+        if not isinstance(error, dict):
+            # The agent's own word: it works, and trying again would not change its mind.
+            return await self.bury(
+                run, breaker, result, self._fate(DeadLetterReason.REJECTED, start), "success"
+            )
+        code = str(error.get("error_code") or "UNKNOWN_ERROR")
+        verdict = verdict_on(error)
+        action = decide(self._config.retry, code, start.attempt)
+        if action is ErrorAction.RETRY:
+            return await self._retry(run, start, breaker, result)
+        if action is ErrorAction.DEAD_LETTER:
+            fate = self._fate(DeadLetterReason.RETRIES_EXHAUSTED, start)
+        elif code == TIMED_OUT:
+            fate = self._fate(DeadLetterReason.TIME_LIMIT, start)
+        else:
+            await self._escalate(run, result, error)
+            fate = self._fate(DeadLetterReason.REJECTED, start, escalated=True)
+        return await self.bury(run, breaker, result, fate, verdict)
+
+    async def bury(
+        self,
+        run: Run,
+        breaker: SharedBreaker | None,
+        result: TaskResult,
+        fate: Fate,
+        verdict: str = "failure",
+    ) -> TaskFailed:
+        """File a FAILED task with its dead letter; `verdict` is for the breaker.
+
+        StateError, and MessageBusError, code BROKER_UNAVAILABLE: the letter is missing yet.
+        """
+        failure = _failure(result)
+        filed = await self._records.fail(run, breaker, failure, verdict, fate.mark())
+        if filed:
+            await self._manager.save_task_result(result)
+            await self._finish(run, result, fate)
+        return failure
+
+    async def finish(self, run: Run, end: dict[str, Any]) -> None:
+        """Send the dead letter of a failure that was filed by a process which died before it did."""
+        if mark := end.get("letter"):
+            result = result_in_failure(run.task_id, end)
+            await self._manager.save_task_result(result)
+            await self._finish(run, result, Fate.read(mark))
+
+    async def put_aside(self, run: Run, result: TaskResult, fate: Fate | None = None) -> None:
+        """Send only the dead letter, of what has no record or one that the caller files."""
+        code = result.metadata["error"]["error_code"]
+        fate = fate or Fate(_REASONS.get(code, DeadLetterReason.REJECTED))
+        await asyncio.to_thread(self._letters.send, task_letter(run.original(), result, fate))
+
+    async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:
+        letter = task_letter(run.original(), result, fate)
+        await asyncio.to_thread(self._letters.send, letter)
+        await self._records.tell(run)
+
+    async def _retry(
+        self, run: Run, start: Start, breaker: SharedBreaker | None, result: TaskResult
+    ) -> TaskFailed | Retry:
+        failure = _failure(result)
+        first = start.first_failure or utc_now().isoformat()
+        if not await self._records.retry(run, breaker, failure, start, first):
+            return failure
+        seconds = self._config.retry.calculate_delay(start.attempt)
+        logger.info("Task %s is tried again in %.2f s: %s", run.task_id, seconds, failure)
+        return Retry(seconds, failure)
+
+    async def _escalate(self, run: Run, result: TaskResult, error: dict[str, Any]) -> None:
+        """Publish the error on `conductor:errors`; the dead letter follows, so a failure is only logged."""
+        if self._bus is None:
+            return
+        payload = ErrorPayload(
+            error_code=str(error.get("error_code") or "UNKNOWN_ERROR"),
+            error_message=result.error_message or "",
+            agent_id=result.agent_id,
+            task_id=result.task_id,
+            traceback=error.get("traceback"),
+        )
+        message = AgentMessage(
+            message_type=MessageType.ERROR,
+            sender_id=result.agent_id,
+            payload=payload.model_dump(mode="json"),
+            priority=Priority.CRITICAL,
+            metadata={"queue": run.queue, "node": run.node},
+        )
+        try:
+            await self._bus.publish(ERRORS, message)
+        except ConductorError:
+            logger.exception("The error of task %s was not escalated", run.task_id)
+
+    def _fate(self, reason: DeadLetterReason, start: Start, *, escalated: bool = False) -> Fate:
+        return Fate(reason, start.attempt + 1, start.first_failure, escalated)
+
+
+def _failure(result: TaskResult) -> TaskFailed:
+    error = result.metadata.get("error")
+    traceback = error.get("traceback") if isinstance(error, dict) else None
+    return failed(result.error_message or "The task failed.", result.model_dump(mode="json"), traceback)
