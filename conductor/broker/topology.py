@@ -37,6 +37,10 @@ DEAD_LETTERS = "conductor.dlq"
 
 #: How the names of the queues of agents begin.
 AGENT_QUEUE_PREFIX = "conductor.agent."
+_TYPE_QUEUE_PREFIX = "conductor.type."
+
+#: Exists on RabbitMQ while somebody reads or changes the dead letters, and belongs to their connection.
+DEAD_LETTERS_LOCK = "conductor.dlq.lock"
 
 #: Header of a request: seconds since the epoch at which its asker stops waiting.
 DEADLINE_HEADER = "conductor_deadline"
@@ -72,7 +76,12 @@ def agent_queue(agent_id: str) -> Queue:
 
 def type_queue(agent_type: AgentType) -> Queue:
     """The queue of the tasks for whichever agent of a type is free first."""
-    return _work_queue(f"conductor.type.{agent_type.value}")
+    return _work_queue(f"{_TYPE_QUEUE_PREFIX}{agent_type.value}")
+
+
+def work_queue(name: str) -> Queue | None:
+    """The queue of tasks that has this name; None for any other name."""
+    return _work_queue(name) if name.startswith((AGENT_QUEUE_PREFIX, _TYPE_QUEUE_PREFIX)) else None
 
 
 def dead_letter_queue() -> Queue:
