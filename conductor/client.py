@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from celery import states
 
 from conductor.broker.addresses import Addresses, find_addresses
+from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
 from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.broker.results import cancelled
@@ -123,6 +124,11 @@ class Conductor:
     def state(self) -> StateManager:
         """The state manager; ConductorError, code NOT_CONNECTED, before connecting."""
         return self._open("use its state").state
+
+    @property
+    def dead_letters(self) -> DeadLetterQueue:
+        """What nobody could do; ConductorError, code NOT_CONNECTED, before connecting."""
+        return self._open("look at dead letters").dead_letters
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -289,6 +295,7 @@ class _Parts:
             expires_seconds=config.redis.expires_seconds,
         )
         self.dispatcher = Dispatcher(config, addresses, self.state)
+        self.dead_letters = DeadLetterQueue(config, addresses)
 
     async def open(self) -> None:
         try:
@@ -300,6 +307,7 @@ class _Parts:
             raise
 
     async def close(self) -> None:
+        await self.dead_letters.close()
         await self.dispatcher.close()
         await self.state.disconnect()
         await self.bus.disconnect()

@@ -37,6 +37,10 @@ DEAD_LETTERS = "conductor.dlq"
 
 #: How the names of the queues of agents begin.
 AGENT_QUEUE_PREFIX = "conductor.agent."
+_TYPE_QUEUE_PREFIX = "conductor.type."
+
+#: Exists on RabbitMQ while somebody reads or changes the dead letters, and belongs to their connection.
+DEAD_LETTERS_LOCK = "conductor.dlq.lock"
 
 #: Header of a request: seconds since the epoch at which its asker stops waiting.
 DEADLINE_HEADER = "conductor_deadline"
@@ -67,12 +71,17 @@ def work_exchange() -> Exchange:
 def agent_queue(agent_id: str) -> Queue:
     """The queue of the tasks for one agent; a bad id is a MessageBusError with code INVALID_CHANNEL."""
     validate_name(agent_id)
-    return work_queue(f"{AGENT_QUEUE_PREFIX}{agent_id}")
+    return _work_queue(f"{AGENT_QUEUE_PREFIX}{agent_id}")
 
 
 def type_queue(agent_type: AgentType) -> Queue:
     """The queue of the tasks for whichever agent of a type is free first."""
-    return work_queue(f"conductor.type.{agent_type.value}")
+    return _work_queue(f"{_TYPE_QUEUE_PREFIX}{agent_type.value}")
+
+
+def work_queue(name: str) -> Queue | None:
+    """The queue of tasks that has this name; None for any other name."""
+    return _work_queue(name) if name.startswith((AGENT_QUEUE_PREFIX, _TYPE_QUEUE_PREFIX)) else None
 
 
 def dead_letter_queue() -> Queue:
@@ -88,11 +97,6 @@ def dead_letter_queue() -> Queue:
         durable=True,
         queue_arguments={"x-queue-type": "classic"},
     )
-
-
-def work_queue(name: str) -> Queue:
-    """The queue of tasks of this name."""
-    return Queue(name, work_exchange(), routing_key=name, durable=True)
 
 
 def event_routing_key(driver: str, channel: str) -> str:
@@ -140,3 +144,7 @@ def _volatile_queue(name: str, exchange: Exchange, binding_key: str) -> Queue:
     return Queue(
         name, exchange, routing_key=binding_key, durable=False, exclusive=True, auto_delete=True, no_ack=True
     )
+
+
+def _work_queue(name: str) -> Queue:
+    return Queue(name, work_exchange(), routing_key=name, durable=True)

@@ -1,0 +1,79 @@
+"""Reopening the record of a task whose dead letter is replayed: nodes refuse a run that has ended."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from conductor.broker.records import pending_record, record_key
+from conductor.broker.results import script
+from conductor.store.endpoint import read_url
+from conductor.store.link import Link
+
+if TYPE_CHECKING:
+    from conductor.core.config import ConductorConfig
+
+#: Seconds that Redis may be silent.
+REPLY_TIMEOUT = 10.0
+
+
+class Verdict(Enum):
+    """What was found when a task was to be reopened."""
+
+    OPENED = "opened"
+    """It is filed as PENDING now: the run may be sent."""
+    SENT = "sent"
+    """This very run was sent before and has been started."""
+    BUSY = "busy"
+    """Another run of the task has not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """The outcome of reopening a task, and what it takes to take it back."""
+
+    verdict: Verdict
+    task_id: str
+    status: str
+    """Celery's word for the state of the run that was in the way."""
+    written: str
+    before: str
+
+
+class Reopening:
+    """Reopens tasks in the result backend; lives on one event loop, and connects when first used."""
+
+    def __init__(self, config: ConductorConfig, redis_url: str) -> None:
+        self._expires = config.redis.result_expires_seconds
+        self._link = Link(
+            read_url(redis_url), config.bus.connect_timeout, REPLY_TIMEOUT, config.bus.publish_timeout
+        )
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._link.close()
+
+    async def reopen(self, task_id: str, name: str, run: str) -> Reopened:
+        """File the task as waiting for `run`, where nothing is in the way; StateError."""
+        # Who reopened it, so that only they take it back.
+        mark = {"reopened_by": uuid.uuid4().hex}
+        written = json.dumps(json.loads(pending_record(task_id, name, run)) | mark)
+        word, text = await self._run("reopen_task", task_id, written, str(self._expires), run)
+        verdict = Verdict(word.decode())
+        if verdict is Verdict.OPENED:
+            return Reopened(verdict, task_id, "", written, text.decode())
+        return Reopened(verdict, task_id, text.decode(), "", "")
+
+    async def restore(self, reopened: Reopened) -> None:
+        """Take it back, where nothing was sent after all; StateError."""
+        arguments = (reopened.written, reopened.before, str(self._expires))
+        await self._run("restore_task", reopened.task_id, *arguments)
+
+    async def _run(self, name: str, task_id: str, *arguments: str) -> list[bytes]:
+        await self._link.open()
+        key = record_key(task_id)
+        reply: list[bytes] = await self._link.run(["EVAL", script(name), 1, key, *arguments], key)
+        return reply

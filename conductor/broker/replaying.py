@@ -1,0 +1,115 @@
+"""Replaying dead letters one by one, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from conductor.broker.letter_shelf import UndeliverableError
+from conductor.broker.reopening import Verdict
+from conductor.broker.replay import replay_of
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Coroutine
+
+    from conductor.broker.letter_filter import LetterFilter
+    from conductor.broker.letter_shelf import Found, Shelf
+    from conductor.broker.reopening import Reopened, Reopening
+    from conductor.broker.replay import Replay
+    from conductor.core.dead_letters import DeadLetter
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NO_QUEUE = "nobody knows the queue it came from"
+GONE = "somebody else replayed or purged it meanwhile"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What became of the letters that were to be replayed."""
+
+    replayed: list[str] = field(default_factory=list)
+    """The ids of the letters that were sent back."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why the others were not, by their ids."""
+    unreadable: int = 0
+    """Messages in the queue that cannot be read as letters; they stay there."""
+
+
+class Replaying:
+    """Replays the letters that match; `run` is called in a thread, the result backend asked on `loop`."""
+
+    def __init__(self, reopening: Reopening, loop: asyncio.AbstractEventLoop, chosen: LetterFilter) -> None:
+        self._reopening = reopening
+        self._loop = loop
+        self._chosen = chosen
+        self._replayed: list[str] = []
+        self._refused: dict[str, str] = {}
+
+    def progress(self) -> dict[str, Any]:
+        """Tell what was done so far, for an error that ends it."""
+        return {"replayed": list(self._replayed)}
+
+    def run(self, shelf: Shelf, stop: threading.Event) -> ReplayReport:
+        """Replay until there is no more, or `stop` is set."""
+        unreadable = 0
+        with closing(shelf.walk()) as walk:
+            for found in walk:
+                if stop.is_set():
+                    break
+                if found.letter is None:
+                    unreadable += 1
+                elif self._chosen.matches(found.letter):
+                    self._replay(shelf, found, found.letter)
+        return ReplayReport(self._replayed, self._refused, unreadable)
+
+    def _replay(self, shelf: Shelf, found: Found, letter: DeadLetter) -> None:
+        problem = self._try(shelf, found, letter)
+        if problem is None:
+            self._replayed.append(letter.letter_id)
+            logger.info("Dead letter %s (task %s) was replayed", letter.letter_id, letter.task_id)
+        else:
+            self._refused[letter.letter_id] = problem
+            logger.info("Dead letter %s was not replayed: %s", letter.letter_id, problem)
+
+    def _try(self, shelf: Shelf, found: Found, letter: DeadLetter) -> str | None:
+        """Replay a letter; give the reason if it was not."""
+        if not letter.queue:
+            return NO_QUEUE
+        if not shelf.holds(found):
+            return GONE
+        replay = replay_of(letter, letter.queue)
+        if replay.task_id is None:
+            return _move(shelf, found, replay)
+        reopened = self._on_loop(self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id))
+        if reopened.verdict is Verdict.BUSY:
+            return (
+                f"task {replay.task_id} was dispatched again and has not ended ({reopened.status}): wait for "
+                "it, or cancel it"
+            )
+        if reopened.verdict is Verdict.SENT:
+            # Whoever sent it did not come to taking the letter away.
+            return None if shelf.remove(found) else GONE
+        return self._send(shelf, found, replay, reopened)
+
+    def _send(self, shelf: Shelf, found: Found, replay: Replay, reopened: Reopened) -> str | None:
+        problem = _move(shelf, found, replay)
+        if problem is not None:
+            self._on_loop(self._reopening.restore(reopened))
+        return problem
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _move(shelf: Shelf, found: Found, replay: Replay) -> str | None:
+    try:
+        return None if shelf.move(found, replay) else GONE
+    except UndeliverableError as error:
+        return str(error)
