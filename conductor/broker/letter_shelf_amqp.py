@@ -27,7 +27,7 @@ class AmqpShelf:
     """See `Shelf`. One reader at a time over all processes: others do not see the messages that it holds."""
 
     def __init__(self, connection: Connection, busy_timeout: float) -> None:
-        """`connection` confirms what is published. MessageBusError, DLQ_BUSY, after `busy_timeout` seconds."""
+        """`connection` confirms what is published; MessageBusError, DLQ_BUSY, after `busy_timeout` s."""
         self._connection = connection
         self._busy_timeout = busy_timeout
         self._reading: Any = None

@@ -12,6 +12,7 @@ from typing import Any
 from kombu import Connection
 from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
 
 from conductor.broker import transport
 from conductor.broker.results import script
@@ -100,7 +101,7 @@ class _ChannelMixin:
 
 def _envelope(item: bytes, queue: str) -> dict[str, Any]:
     try:
-        message = json.loads(item)
+        message = loads(item)
         info = message["properties"]["delivery_info"]
         if {"exchange", "routing_key"} <= info.keys() and message["properties"]["delivery_tag"]:
             return message  # type: ignore[no-any-return]

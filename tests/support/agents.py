@@ -12,7 +12,7 @@ from typing import Any
 from conductor.agents.base import BaseAgent
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import AgentType, MessageType, TaskStatus
-from conductor.core.exceptions import AgentError
+from conductor.core.exceptions import AgentError, ConductorError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition, TaskResult
 
@@ -34,7 +34,9 @@ class ObedientAgent(BaseAgent):
     async def _execute(self, task: TaskDefinition) -> TaskResult:
         orders = task.input_data
         _note(orders.get("log"), {"task": task.task_id, "agent": self.agent_id, "pid": os.getpid()})
-        output = await getattr(self, f"_do_{orders.get('do', 'echo')}")(orders)
+        if orders.get("do") == "judge":
+            return self._create_result(task.task_id, TaskStatus.FAILED, {}, "it is not good")
+        output = await getattr(self, f"_do_{orders.get('do', 'echo')}")({**orders, "id": task.task_id})
         return self._create_result(task.task_id, TaskStatus.COMPLETED, output)
 
     async def handle_message(self, message: AgentMessage) -> AgentMessage | None:
@@ -83,12 +85,31 @@ class ObedientAgent(BaseAgent):
     async def _do_fail_as_agent(self, orders: dict[str, Any]) -> dict[str, Any]:
         raise AgentError("the agent gives up", self.agent_id, error_code="GIVES_UP")
 
+    async def _do_fail_with(self, orders: dict[str, Any]) -> dict[str, Any]:
+        """Fail with a code, so many times if `times` is given, as the log counts them."""
+        tried = [note for note in notes(Path(orders["log"])) if note["task"] == orders["id"]]
+        if len(tried) <= orders.get("times", 1000):
+            raise ConductorError(f"attempt {len(tried)}", orders["code"])
+        return {"attempts": len(tried)}
+
     async def _do_exit(self, orders: dict[str, Any]) -> dict[str, Any]:
         sys.exit(3)
 
     async def _do_die(self, orders: dict[str, Any]) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
+
+
+class BreakableAgent(ObedientAgent):
+    """The same, of a type that the tests of circuit breakers have for themselves."""
+
+    served = AgentType.DEPLOYING
+
+
+class MonitorProbe(ObedientAgent):
+    """The same, of a type that the test of a thousand tasks has for itself."""
+
+    served = AgentType.MONITOR
 
 
 class SecondAgent(ObedientAgent):

@@ -68,6 +68,7 @@ class Farm:
             broker_url=self.addresses.broker_url,
             redis={"url": self.addresses.redis_url},
             work={"hard_limit_grace": float(self.settings.get("CONDUCTOR_WORK__HARD_LIMIT_GRACE", "5"))},
+            errors={"unknown_agent_seconds": 1},
         )
 
     @property
@@ -75,13 +76,13 @@ class Farm:
         """A Celery application like the nodes'."""
         return create_app(self.config, addresses=self.addresses, set_as_current=False)
 
-    def start(self, agent: str, agent_id: str | None = None) -> AgentNode:
+    def start(self, agent: str, agent_id: str | None = None, **settings: str) -> AgentNode:
         """Start a node; it is not ready yet."""
         agent_id = agent_id or f"{agent.lower()}-{uuid.uuid4().hex[:8]}"
         container = _container(
             agent_id,
             worker_command("--agent", f"tests.support.agents:{agent}", "-n", f"{agent_id}@test"),
-            self.environment(),
+            self.environment() | settings,
             self.directory,
         )
         node = AgentNode(container, self.app, agent_id)

@@ -20,6 +20,11 @@ SETTINGS = {
     "CONDUCTOR_WORK__RESTORE_INTERVAL": "0.5",
     "CONDUCTOR_WORK__HARD_LIMIT_GRACE": "1.5",
     "CONDUCTOR_NODE__HEARTBEAT_INTERVAL": "0.5",
+    "CONDUCTOR_ERRORS__RETRY__INITIAL_DELAY": "0.2",
+    "CONDUCTOR_ERRORS__RETRY__BACKOFF_MULTIPLIER": "1",
+    # So that what one test lets fail does not stop the next.
+    "CONDUCTOR_ERRORS__BREAKER__FAILURE_THRESHOLD": "1000",
+    "CONDUCTOR_ERRORS__BREAKER__RECOVERY_TIMEOUT": "1",
 }
 
 
@@ -80,8 +85,8 @@ def starting(farm: Farm) -> Iterator[Callable[..., AgentNode]]:
     """Start nodes that end with the test."""
     started: list[AgentNode] = []
 
-    def start(agent: str, agent_id: str | None = None) -> AgentNode:
-        node = farm.start(agent, agent_id)
+    def start(agent: str, agent_id: str | None = None, **settings: str) -> AgentNode:
+        node = farm.start(agent, agent_id, **settings)
         started.append(node)
         return node
 
