@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery import signals
 from celery.apps.worker import Worker
+from celery.worker import state as worker_state
 
 from conductor.broker import topology
 from conductor.broker.node_desk import NodeDesk
@@ -72,7 +73,7 @@ class NodeWorker(Worker):  # type: ignore[misc]
         take = getattr(consumer and consumer.channel, "take_ahead", None)
         if take is not None:
             try:
-                take()
+                take(len(worker_state.scheduled_requests))
             except self.consumer.connection_errors:
                 logger.debug("the next task could not be fetched", exc_info=True)
 

@@ -75,10 +75,13 @@ class _ChannelMixin:
             self._in_poll = None
             self._flush_brpop_reauth()  # type: ignore[attr-defined]
 
-    def take_ahead(self) -> None:
-        """Take the next task for the node's own agents, if there is one; never waits for one."""
+    def take_ahead(self, waiting: int = 0) -> None:
+        """Take the next task for the node's own agents, if there is one; never waits for one.
+
+        `waiting` of the tasks that are held are to be tried again later.
+        """
         held = self.qos  # type: ignore[attr-defined]
-        if len(held._delivered) - len(held._dirty) != 1 or self._in_a_row >= IN_A_ROW:  # noqa: SLF001
+        if len(held._delivered) - len(held._dirty) - waiting != 1 or self._in_a_row >= IN_A_ROW:  # noqa: SLF001
             self._in_a_row = 0
             return
         queues = [name for name in self.active_queues if name.startswith(AGENT_QUEUE_PREFIX)]  # type: ignore[attr-defined]
