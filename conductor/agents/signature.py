@@ -45,7 +45,8 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     roles = []
     for position, parameter in enumerate(inspect.signature(function).parameters.values()):
         if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            raise _refusal(function, f"takes {str(parameter)!r}; an agent takes at most (data, context)")
+            shown = str(parameter.replace(annotation=parameter.empty))
+            raise _refusal(function, f"takes {shown!r}; an agent takes at most (data, context)")
         annotation = _resolve(function, parameter.name, parameter.annotation)
         roles.append(_role(position, parameter.name, annotation))
         annotations[roles[-1]] = annotation
