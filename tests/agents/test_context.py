@@ -134,6 +134,7 @@ async def test_reports_of_a_task_that_has_ended_are_dropped(
     heard = await reports(bus, f"conductor:task:{task.task_id}")
     await coordinator.dispatch_task(task)
     await kept[0].progress(2)
+    await kept[0]._finish()
     assert heard == [(1, None)]
     assert bus.published_count == 1
 

@@ -1,18 +1,22 @@
 """How far tasks are, as `conductor run` and `conductor dispatch` show it."""
 
+import asyncio
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.cli.board import Board
 from conductor.cli.output import Output
-from conductor.cli.progress import Progress
+from conductor.cli.progress import Listener, Progress
 from conductor.cli.workflow_file import load_workflow
-from conductor.core.enums import AgentStatus, TaskStatus
-from conductor.core.messages import StatusUpdatePayload
+from conductor.core.channels import task_channel
+from conductor.core.enums import AgentStatus, MessageType, TaskStatus
+from conductor.core.messages import AgentMessage, StatusUpdatePayload
 from conductor.core.models import TaskResult
 from tests.support.cli import Background, background, conductor
 from tests.support.projects import write_files
@@ -144,6 +148,34 @@ def test_the_live_table_shows_the_progress_until_there_is_an_outcome(tmp_path: P
     board.ended(task_id, result)
     assert "no ruler" in shown()
     assert "40 %" not in shown()
+
+
+async def test_when_a_result_was_announced_all_reports_before_it_are_shown(valkey_url: str) -> None:
+    shown: list[StatusUpdatePayload] = []
+
+    def show(report: StatusUpdatePayload) -> None:
+        time.sleep(0.001)  # a terminal that is slower than the broker
+        shown.append(report)
+
+    result = TaskResult(task_id="announced", agent_id="a", status=TaskStatus.COMPLETED)
+    channel = task_channel(result.task_id)
+    messages = [
+        AgentMessage(
+            message_type=MessageType.STATUS_UPDATE,
+            sender_id="a",
+            payload=report("announced", number / 10).model_dump(mode="json"),
+        )
+        for number in range(300)
+    ]
+    messages[150].payload = {"not": "a report"}
+    async with (
+        KombuMessageBus(valkey_url) as agent,
+        KombuMessageBus(valkey_url) as cli,
+        Listener(cli, channel, show) as listener,
+    ):
+        await asyncio.gather(*(agent.publish(channel, message) for message in messages))
+        await listener.announce(result, "cli")
+        assert len(shown) == 299
 
 
 def test_the_same_message_is_news_after_ten_percent_only() -> None:
