@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
+    from conductor.agents.context import TaskContext
+    from conductor.agents.function import agent
     from conductor.client import Conductor, TaskHandle
     from conductor.core.config import ConductorConfig, load_config
     from conductor.core.enums import (
@@ -49,6 +51,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conductor.agents.base": ["BaseAgent"],
+    "conductor.agents.context": ["TaskContext"],
+    "conductor.agents.function": ["agent"],
     "conductor.client": ["Conductor", "TaskHandle"],
     "conductor.core.config": ["ConductorConfig", "load_config"],
     "conductor.core.enums": [
@@ -116,6 +120,7 @@ __all__ = [
     "StateManager",
     "StatusUpdatePayload",
     "TaskAssignmentPayload",
+    "TaskContext",
     "TaskDefinition",
     "TaskHandle",
     "TaskResult",
@@ -126,6 +131,7 @@ __all__ = [
     "WorkflowError",
     "WorkflowPhase",
     "WorkflowState",
+    "agent",
     "create_message_bus",
     "create_state_manager",
     "load_config",

@@ -14,33 +14,49 @@ from tests.support.cli import background, conductor, environment
 from tests.support.waiting import wait_until_sync
 
 ROOT = Path(__file__).parent.parent
-PROGRAM, AGENT = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+AGENT, PROGRAM = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    data_dir = tmp_path_factory.mktemp("readme") / "data"
-    with background(data_dir, "up", "--agents", "review", "--json", cwd=ROOT) as up:
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the user has saved the agent."""
+    directory = tmp_path_factory.mktemp("readme")
+    (directory / "shouter.py").write_text(AGENT)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def data(here: Path) -> Iterator[Path]:
+    with background(here / "data", "up", "--agents", "review,shouter:shout", "--json", cwd=here) as up:
         up.wait_for_event(event="ready")
-        yield data_dir
+        yield here / "data"
 
 
-def test_the_ten_lines_get_a_review(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "look.py").write_text(PROGRAM)
-    run = [sys.executable, str(tmp_path / "look.py")]
-    done = subprocess.run(
-        run, env=environment(data), cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+def without_seconds(text: str) -> str:
+    return re.sub(r"in \d+\.\d s", "in N s", text)
+
+
+def test_the_ten_lines_are_ten_at_most() -> None:
+    assert len([line for line in AGENT.splitlines() if line.strip()]) <= 10
+
+
+def test_the_ten_lines_are_an_agent_that_does_what_is_shown(data: Path) -> None:
+    [(options, shown)] = re.findall(
+        r"^\$ conductor dispatch (--agent shout-1 .*)\n([^`]+)```", README, re.MULTILINE
     )
+    done = conductor(data, "dispatch", *options.split())
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"completed \{'.*': \d+.*\}\n", done.stdout)
+    assert without_seconds(done.stdout) == without_seconds(shown)
 
 
-def test_an_agent_of_ones_own_is_hosted_beside_the_others(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "shouter.py").write_text(AGENT)
+def test_it_is_hosted_by_celery_beside_the_others(data: Path, here: Path) -> None:
+    [(host, options)] = re.findall(
+        r"^\$ celery (-A workers worker --agent .*)\n\$ conductor (dispatch .*)\n", README, re.MULTILINE
+    )
     # The script, as a user types it: unlike `python -m celery` it does not look in the working directory.
     celery = str(Path(sys.executable).with_name("celery"))
-    host = [celery, "-A", "workers", "worker", "--agent", "shouter:Shouter"]
-    node = subprocess.Popen([*host, "-n", "shouter-1@%h"], env=environment(data), cwd=tmp_path)
+    node = subprocess.Popen([celery, *host.split()], env=environment(data), cwd=here)
     try:
         with redis.Redis.from_url(EmbeddedServer.running(data) or "") as server:
             wait_until_sync(
@@ -50,10 +66,20 @@ def test_an_agent_of_ones_own_is_hosted_beside_the_others(data: Path, tmp_path: 
                 timeout=60,
             )
         assert node.poll() is None, "the node ended"
-        said = ["dispatch", "--agent", "shouter-1", "--input", "text=hello", "--json"]
-        done = conductor(data, *said)
+        done = conductor(data, *options.split(), "--json")
     finally:
         node.terminate()
         node.wait(60)
     assert done.returncode == 0, done.stderr
     assert '"HELLO"' in done.stdout
+    assert "40 % shouting" in done.stderr
+
+
+def test_a_program_gets_a_review(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(PROGRAM)
+    run = [sys.executable, str(tmp_path / "look.py")]
+    done = subprocess.run(
+        run, env=environment(data), cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"completed \{'.*': \d+.*\}\n", done.stdout)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from conductor.agents.context import TaskContext, context_of, entered
 from conductor.core.enums import AgentStatus, AgentType, MessageType, TaskStatus
 from conductor.core.exceptions import AgentError
 from conductor.core.fields import utc_now
@@ -49,6 +50,11 @@ class BaseAgent(ABC):
         self._bus, self._state_manager = bus, state_manager
 
     @property
+    def is_hosted(self) -> bool:
+        """Whether the agent has a bus and a state manager."""
+        return self._bus is not None and self._state_manager is not None
+
+    @property
     def bus(self) -> Bus:
         """The host's message bus; AgentError, code NOT_HOSTED, for an agent that nobody hosts."""
         if self._bus is None:
@@ -86,6 +92,10 @@ class BaseAgent(ABC):
     def status(self) -> AgentStatus:
         """What the agent is doing now."""
         return self._state.status
+
+    def context(self, task: TaskDefinition) -> TaskContext:
+        """Give what there is at hand for `task`: `progress`, `log` and more; one and the same in a run."""
+        return context_of(self, task) or TaskContext(self, task, self._task_logger())
 
     @abstractmethod
     async def _validate_task(self, task: TaskDefinition) -> bool:
@@ -129,19 +139,9 @@ class BaseAgent(ABC):
         of the agent's own. Anything else that goes wrong is a FAILED result, with error_type, error_code and
         traceback in `metadata["error"]`.
         """
-        await self._require_valid(task)
-        self._begin(task)
-        try:
-            result = await self._timed(task)
-        except AgentError:
-            self._state.error_count += 1
-            self._file(task.task_id, TaskStatus.FAILED)
-            raise
-        else:
-            self._file(task.task_id, result.status)
-            return result
-        finally:
-            self._end(task)
+        async with entered(TaskContext(self, task, self._task_logger())):
+            await self._require_valid(task)
+            return await self._carry_out(task)
 
     async def handle_message(self, message: AgentMessage) -> AgentMessage | None:
         """React to a message: give the TASK_RESULT for a TASK_ASSIGNMENT, else None.
@@ -167,6 +167,24 @@ class BaseAgent(ABC):
             output_data=output or {},
             error_message=error,
         )
+
+    def _task_logger(self) -> logging.Logger:
+        """Give the logger of the agent's own code, which its contexts log to."""
+        return logging.getLogger(type(self).__module__)
+
+    async def _carry_out(self, task: TaskDefinition) -> TaskResult:
+        self._begin(task)
+        try:
+            result = await self._timed(task)
+        except AgentError:
+            self._state.error_count += 1
+            self._file(task.task_id, TaskStatus.FAILED)
+            raise
+        else:
+            self._file(task.task_id, result.status)
+            return result
+        finally:
+            self._end(task)
 
     async def _require_valid(self, task: TaskDefinition) -> None:
         try:

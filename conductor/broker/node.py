@@ -12,6 +12,7 @@ from celery import signals
 from celery.apps.worker import Worker
 from celery.worker import state as worker_state
 
+from conductor.agents.task_log import bind_task_ids
 from conductor.broker import topology
 from conductor.broker.node_desk import NodeDesk
 from conductor.broker.node_host import AgentHost
@@ -78,6 +79,7 @@ class NodeWorker(Worker):  # type: ignore[misc]
                 logger.debug("the next task could not be fetched", exc_info=True)
 
     def _on_child_start(self, **_: Any) -> None:
+        bind_task_ids(logging.getLogger(), logging.getLogger("celery.task"))
         self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())
         self.host.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import socket
@@ -98,6 +99,10 @@ def find_agent(chosen: str, known: Mapping[str, AgentFactory]) -> AgentFactory:
             "is started, as package.module:Class.",
             "UNKNOWN_AGENT",
         ) from error
+    if inspect.iscoroutinefunction(found):
+        raise ConfigurationError(
+            f"{chosen!r} is a function and no agent yet: write @conductor.agent(TYPE) above it.", "BAD_AGENT"
+        )
     if not callable(found):
         raise ConfigurationError(f"{chosen!r} is not a class of agents.", "BAD_AGENT")
     return found  # type: ignore[no-any-return]

@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from conductor.cli.output import Output
+from conductor.cli.progress import Progress
 from conductor.cli.summary import details, headline
 from conductor.cli.workflow_file import Workflow
 from conductor.core.enums import TaskStatus
+from conductor.core.messages import StatusUpdatePayload
 from conductor.core.models import TaskDefinition, TaskResult
 
 STYLES = {
@@ -35,6 +37,7 @@ class Row:
     agent_id: str = ""
     started: float | None = None
     result: TaskResult | None = None
+    progress: Progress = field(default_factory=Progress)
     announced: set[TaskStatus] = field(default_factory=set)
 
     @property
@@ -46,8 +49,10 @@ class Row:
 
     @property
     def remark(self) -> str:
-        """What is known of the outcome."""
-        return headline(self.task.assigned_to, self.result) if self.result else ""
+        """What is known of the outcome, or of the progress while it runs."""
+        if self.result is None or self.status is TaskStatus.IN_PROGRESS:
+            return self.progress.text
+        return headline(self.task.assigned_to, self.result)
 
 
 class Board:
@@ -84,6 +89,7 @@ class Board:
         """A task was given away."""
         row = self.rows[task_id]
         row.status, row.started = TaskStatus.IN_PROGRESS, time.monotonic()
+        row.progress = Progress()
         self._announce(row)
 
     def taken(self, task_id: str | None, agent_id: str) -> None:
@@ -91,6 +97,14 @@ class Board:
         row = self.rows.get(task_id or "")
         if row is not None and row.result is None:
             row.agent_id = agent_id
+
+    def progressed(self, report: StatusUpdatePayload) -> None:
+        """An agent says how far a task is."""
+        row = self.rows.get(report.current_task_id or "")
+        if row is None or row.status is not TaskStatus.IN_PROGRESS:
+            return
+        if row.progress.take(report) and self._live is None:
+            self._output.say(f"{row.phase}: {row.task.name}: {row.progress.text}")
 
     def ended(self, task_id: str, result: TaskResult) -> None:
         """A task has a result."""

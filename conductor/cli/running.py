@@ -11,6 +11,7 @@ from conductor.cli.execution import FAILED
 from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
+from conductor.cli.progress import Listener
 from conductor.cli.servers import free_ids, names, servers_for_a_run
 from conductor.cli.workflow_file import Workflow
 from conductor.client import Conductor
@@ -76,8 +77,12 @@ class WorkflowRun:
         ):
             await self._start_missing(conductor, fleet)
             self._board.note = ""
-            async with _watching(conductor, self._board):
-                dispatcher = _Dispatcher(conductor, self._board, self._workflow.definition.workflow_id)
+            workflow_id = self._workflow.definition.workflow_id
+            async with (
+                _watching(conductor, self._board),
+                Listener(conductor.bus, workflow_channel(workflow_id), self._board.progressed),
+            ):
+                dispatcher = _Dispatcher(conductor, self._board, workflow_id)
                 engine = WorkflowEngine(dispatcher, conductor.state, stop_on_failure=self._stop_on_failure)
                 try:
                     state = await engine.run_workflow(self._workflow.definition)
@@ -134,7 +139,8 @@ class _Dispatcher:
 
     async def dispatch_task(self, task: TaskDefinition) -> TaskResult:
         self._board.started(task.task_id)
-        result = await self._conductor.dispatch_task(task)
+        metadata = {**task.metadata, "workflow_id": self._workflow_id}
+        result = await self._conductor.dispatch_task(task.model_copy(update={"metadata": metadata}))
         self._board.ended(task.task_id, result)
         message = AgentMessage(
             message_type=MessageType.TASK_RESULT,

@@ -10,13 +10,15 @@ from rich.text import Text
 from conductor.cli.board import STYLES
 from conductor.cli.execution import FAILED
 from conductor.cli.output import Output
+from conductor.cli.progress import Listener, Progress
 from conductor.cli.servers import running_servers
 from conductor.cli.summary import headline
-from conductor.core.channels import validate_channel, validate_pattern
+from conductor.client import Conductor
+from conductor.core.channels import task_channel, validate_channel, validate_pattern
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError
-from conductor.core.messages import AgentMessage
+from conductor.core.messages import AgentMessage, StatusUpdatePayload
 from conductor.core.models import TaskDefinition, TaskResult
 
 
@@ -35,16 +37,12 @@ async def dispatch(
                 task.task_id,
                 "NO_AVAILABLE_AGENT",
             )
-        handle = await conductor.dispatch(task, agent_id)
         if not wait:
+            handle = await conductor.dispatch(task, agent_id)
             output.say(f"task {task.task_id} is queued")
             output.emit({"task_id": task.task_id, "status": handle.status().value})
             return 0
-        try:
-            result = await handle.result()
-        except asyncio.CancelledError:
-            await asyncio.shield(handle.cancel())
-            raise
+        result = await _result_of(conductor, output, task, agent_id)
     _show_result(output, task, result)
     return 0 if result.status is TaskStatus.COMPLETED else FAILED
 
@@ -91,6 +89,27 @@ async def listen(
                     output.emit(message.model_dump(mode="json"))
                     left = None if left is None else left - 1
     return FAILED if left else 0
+
+
+async def _result_of(
+    conductor: Conductor, output: Output, task: TaskDefinition, agent_id: str | None
+) -> TaskResult:
+    """Dispatch a task and wait for its end, showing its progress; cancelled, cancel it."""
+    progress = Progress()
+
+    def show(report: StatusUpdatePayload) -> None:
+        if progress.take(report):
+            output.say(f"{task.name}: {progress.text}")
+
+    async with Listener(conductor.bus, task_channel(task.task_id), show) as listener:
+        handle = await conductor.dispatch(task, agent_id)
+        try:
+            result = await handle.result()
+        except asyncio.CancelledError:
+            await asyncio.shield(handle.cancel())
+            raise
+        await listener.announce(result, "cli")
+    return result
 
 
 def _show_result(output: Output, task: TaskDefinition, result: TaskResult) -> None:

@@ -28,6 +28,7 @@ class ChannelKind(StrEnum):
     AGENT = "agent"
     PHASE = "phase"
     WORKFLOW = "workflow"
+    TASK = "task"
     BROADCAST = "broadcast"
     RESPONSE = "response"
     ERRORS = "errors"
@@ -35,7 +36,7 @@ class ChannelKind(StrEnum):
     OTHER = "other"
 
 
-_NAMED = (ChannelKind.AGENT, ChannelKind.PHASE, ChannelKind.WORKFLOW)
+_NAMED = (ChannelKind.AGENT, ChannelKind.PHASE, ChannelKind.WORKFLOW, ChannelKind.TASK)
 _FIXED = {
     BROADCAST: ChannelKind.BROADCAST,
     RESPONSE: ChannelKind.RESPONSE,
@@ -48,7 +49,8 @@ _FIXED = {
 class Channel:
     """A parsed channel.
 
-    `name` is the id or name of AGENT, PHASE and WORKFLOW, the whole text of OTHER, and None for the rest.
+    `name` is the id or name of AGENT, PHASE, WORKFLOW and TASK, the whole text of OTHER, and None for the
+    rest.
     """
 
     kind: ChannelKind
@@ -74,6 +76,11 @@ def phase_channel(name: str) -> str:
 def workflow_channel(workflow_id: str) -> str:
     """Name the channel of one workflow run; a bad id is a MessageBusError with code INVALID_CHANNEL."""
     return _named_channel(ChannelKind.WORKFLOW, workflow_id)
+
+
+def task_channel(task_id: str) -> str:
+    """Name the channel of one task's progress; a bad id is a MessageBusError with code INVALID_CHANNEL."""
+    return _named_channel(ChannelKind.TASK, task_id)
 
 
 def parse_channel(channel: str) -> Channel:

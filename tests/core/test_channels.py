@@ -14,6 +14,7 @@ from conductor.core.channels import (
     matches,
     parse_channel,
     phase_channel,
+    task_channel,
     validate_channel,
     validate_name,
     validate_pattern,
@@ -42,6 +43,7 @@ def test_the_table() -> None:
     assert agent_channel("a-1") == "conductor:agent:a-1"
     assert phase_channel("devops") == "conductor:phase:devops"
     assert workflow_channel("w") == "conductor:workflow:w"
+    assert task_channel("t") == "conductor:task:t"
     assert (BROADCAST, RESPONSE, ERRORS, DLQ) == (
         "conductor:broadcast",
         "conductor:response",
@@ -56,6 +58,7 @@ def test_the_table() -> None:
         ("conductor:agent:a.b-c_d@h", Channel(ChannelKind.AGENT, "a.b-c_d@h")),
         ("conductor:phase:devops", Channel(ChannelKind.PHASE, "devops")),
         ("conductor:workflow:ü", Channel(ChannelKind.WORKFLOW, "ü")),
+        ("conductor:task:t-1", Channel(ChannelKind.TASK, "t-1")),
         ("conductor:broadcast", Channel(ChannelKind.BROADCAST)),
         ("conductor:response", Channel(ChannelKind.RESPONSE)),
         ("conductor:errors", Channel(ChannelKind.ERRORS)),
@@ -75,7 +78,9 @@ def test_a_name_of_128_characters_is_allowed() -> None:
     assert parse_channel(agent_channel(name)).name == name
 
 
-@pytest.mark.parametrize("build", [agent_channel, phase_channel, workflow_channel, validate_name])
+@pytest.mark.parametrize(
+    "build", [agent_channel, phase_channel, workflow_channel, task_channel, validate_name]
+)
 @pytest.mark.parametrize("name", NASTY_NAMES, ids=ascii)
 def test_nasty_names_are_refused_by_name(build: object, name: str) -> None:
     with pytest.raises(MessageBusError) as caught:

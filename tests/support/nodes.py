@@ -76,12 +76,18 @@ class Farm:
         """A Celery application like the nodes'."""
         return create_app(self.config, addresses=self.addresses, set_as_current=False)
 
-    def start(self, agent: str, agent_id: str | None = None, **settings: str) -> AgentNode:
+    def start(
+        self,
+        agent: str,
+        agent_id: str | None = None,
+        module: str = "tests.support.agents",
+        **settings: str,
+    ) -> AgentNode:
         """Start a node; it is not ready yet."""
         agent_id = agent_id or f"{agent.lower()}-{uuid.uuid4().hex[:8]}"
         container = _container(
             agent_id,
-            worker_command("--agent", f"tests.support.agents:{agent}", "-n", f"{agent_id}@test"),
+            worker_command("--agent", f"{module}:{agent}", "-n", f"{agent_id}@test"),
             self.environment() | settings,
             self.directory,
         )

@@ -76,6 +76,7 @@ def test_without_a_broker_the_worker_says_what_to_do(farm: Farm, tmp_path: Path)
         (["--agent", "nobody"], "Known agents: coding"),
         (["--agent", "tests.support.nothing:Agent"], "cannot be imported"),
         (["--agent", "tests.support.agents:notes"], "cannot be made"),
+        (["--agent", "tests.support.waiting:wait_until"], "write @conductor.agent(TYPE) above it"),
         (["--agent", "tests.support.agents:UnmakeableAgent"], "no licence key"),
         (["--agent", "tests.support.agents:ObedientAgent", "-n", "a:b@h"], "'a:b'"),
         (["--agent", "tests.support.agents:ObedientAgent", "-c", "4"], "--concurrency"),
