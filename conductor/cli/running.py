@@ -78,7 +78,12 @@ class WorkflowRun:
             self._board.note = ""
             async with _watching(conductor, self._board):
                 dispatcher = _Dispatcher(conductor, self._board, self._workflow.definition.workflow_id)
-                engine = WorkflowEngine(dispatcher, conductor.state, stop_on_failure=self._stop_on_failure)
+                engine = WorkflowEngine(
+                    dispatcher,
+                    conductor.state,
+                    policy_engine=conductor.policy_engine,
+                    stop_on_failure=self._stop_on_failure,
+                )
                 try:
                     state = await engine.run_workflow(self._workflow.definition)
                 except asyncio.CancelledError:

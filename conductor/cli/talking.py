@@ -21,7 +21,13 @@ from conductor.core.models import TaskDefinition, TaskResult
 
 
 async def dispatch(
-    config: ConductorConfig, output: Output, task: TaskDefinition, agent_id: str | None, *, wait: bool
+    config: ConductorConfig,
+    output: Output,
+    task: TaskDefinition,
+    agent_id: str | None,
+    *,
+    wait: bool,
+    policy_wait: float | None = None,
 ) -> int:
     """Have a task done; 0 if it was completed, or handed over where nobody waits."""
     async with running_servers(config) as conductor:
@@ -35,7 +41,7 @@ async def dispatch(
                 task.task_id,
                 "NO_AVAILABLE_AGENT",
             )
-        handle = await conductor.dispatch(task, agent_id)
+        handle = await conductor.dispatch(task, agent_id, wait=policy_wait)
         if not wait:
             output.say(f"task {task.task_id} is queued")
             output.emit({"task_id": task.task_id, "status": handle.status().value})

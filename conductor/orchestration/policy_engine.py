@@ -1,7 +1,9 @@
 """Policies asked together, in the order in which they were registered."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from conductor.core.exceptions import PolicyViolationError
@@ -13,18 +15,69 @@ from conductor.orchestration.policies import (
     PolicyResult,
     TaskTimeoutPolicy,
 )
+from conductor.orchestration.shared_policies import (
+    AgentTypeConcurrencyPolicy,
+    BudgetPolicy,
+    RateLimitPolicy,
+    SharedPolicy,
+)
 
 __all__ = [
     "AgentAvailabilityPolicy",
+    "AgentTypeConcurrencyPolicy",
+    "BudgetPolicy",
     "MaxConcurrentTasksPolicy",
     "PhaseGatePolicy",
     "Policy",
     "PolicyEngine",
     "PolicyResult",
+    "RateLimitPolicy",
+    "Reservation",
+    "SharedPolicy",
     "TaskTimeoutPolicy",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+class Reservation:
+    """What policies let one dispatch of a task take; `confirm` it once the task was sent, or `release` it.
+
+    Both may be called more than once and raise nothing: a policy that fails is logged, and counted in
+    `failures`. Shared policies give back by themselves what is neither confirmed nor released.
+    """
+
+    def __init__(self, policies: Sequence[Policy], context: Mapping[str, Any]) -> None:
+        self._policies = policies
+        self._context = context
+        self.failures = 0
+
+    @property
+    def id(self) -> str:
+        """The id of this dispatch, `reservation` in the policies' context."""
+        return str(self._context["reservation"])
+
+    async def confirm(self) -> None:
+        """Tell the policies that the task was sent."""
+        for policy in self._policies:
+            await self._tell(policy.confirm, policy, "confirmed")
+
+    async def release(self) -> None:
+        """Tell the policies that the task was not sent, or has ended."""
+        for policy in reversed(self._policies):
+            await self._tell(policy.release, policy, "released")
+
+    async def _tell(
+        self, step: Callable[[Mapping[str, Any]], Awaitable[None]], policy: Policy, done: str
+    ) -> None:
+        try:
+            await step(self._context)
+        except Exception:
+            self.failures += 1
+            task_id = getattr(self._context.get("task"), "task_id", None)
+            logger.exception(
+                "reservation %s of task %s with policy %s is not %s", self.id, task_id, policy.name, done
+            )
 
 
 class PolicyEngine:
@@ -43,6 +96,11 @@ class PolicyEngine:
         """How many policies are registered."""
         return len(self._policies)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What has to be read before the policies are asked; see `Policy.needs`."""
+        return frozenset().union(*(policy.needs for policy in self._policies.values()))
+
     def register_policy(self, policy: Policy) -> None:
         """Ask `policy` from now on."""
         self._policies[policy.name] = policy
@@ -60,12 +118,25 @@ class PolicyEngine:
         for policy in self.policies:
             result = await self._evaluate(policy, context)
             if not result.allowed:
-                raise PolicyViolationError(
-                    f"Policy {result.policy_name!r} denies it: {result.reason}",
-                    result.policy_name,
-                    result.reason,
-                    details={"metadata": result.metadata},
-                )
+                raise _violation(result)
+
+    async def reserve(self, context: Mapping[str, Any]) -> Reservation:
+        """Have every policy decide and reserve, in order, for one dispatch of a task.
+
+        At the first denial what was reserved is given back and PolicyViolationError, code POLICY_VIOLATION,
+        is raised; also when this coroutine is cancelled nothing stays reserved.
+        """
+        asked: list[Policy] = []
+        context = {"reservation": uuid.uuid4().hex, **context}
+        reservation = Reservation(asked, context)
+        try:
+            for policy in self.policies:
+                await _reserve(policy, context, asked)
+        except BaseException:
+            if asked:
+                await asyncio.shield(reservation.release())
+            raise
+        return reservation
 
     async def check(self, context: Mapping[str, Any]) -> bool:
         """Tell whether every policy allows."""
@@ -74,7 +145,32 @@ class PolicyEngine:
     async def _evaluate(self, policy: Policy, context: Mapping[str, Any]) -> PolicyResult:
         try:
             return await policy.evaluate(context)
-        except Exception as error:
-            logger.exception("policy %s raised, which counts as a denial", policy.name)
-            reason = f"it raised {type(error).__name__}: {error}"
-            return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)
+        except Exception as error:  # noqa: BLE001 - it is logged as a denial
+            return _raised(policy, error)
+
+
+async def _reserve(policy: Policy, context: Mapping[str, Any], asked: list[Policy]) -> None:
+    """Have one policy reserve, and note it first: one that raises or is cancelled may have reserved."""
+    asked.append(policy)
+    try:
+        result = await policy.reserve(context)
+    except Exception as error:
+        raise _violation(_raised(policy, error)) from error
+    if not result.allowed:
+        asked.pop()
+        raise _violation(result)
+
+
+def _violation(result: PolicyResult) -> PolicyViolationError:
+    return PolicyViolationError(
+        f"Policy {result.policy_name!r} denies it: {result.reason}",
+        result.policy_name,
+        result.reason,
+        details={"metadata": result.metadata},
+    )
+
+
+def _raised(policy: Policy, error: Exception) -> PolicyResult:
+    logger.error("policy %s raised, which counts as a denial", policy.name, exc_info=error)
+    reason = f"it raised {type(error).__name__}: {error}"
+    return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)
