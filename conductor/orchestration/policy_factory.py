@@ -160,10 +160,7 @@ def _from_policy(error: ConfigurationError, place: str) -> ConfigurationError:
     )
 
 
-_NOTHING = object()
-
-
-def _invalid(field: str, reason: str, value: object = _NOTHING) -> ConfigurationError:
+def _invalid(field: str, reason: str, value: object = None) -> ConfigurationError:
     # What is in a list or mapping may be secret.
     given = f" = {shown(value)}" if isinstance(value, (str, int, float)) else ""
     return ConfigurationError(f"{field}{given} is not valid: {reason}.", details={"keys": [field]})

@@ -211,7 +211,7 @@ def test_two_of_one_name_are_a_mistake() -> None:
 
 
 def test_policies_that_are_no_list_are_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match="policies in file 'conductor.yaml'"):
+    with pytest.raises(ConfigurationError, match=r"policies in file 'conductor\.yaml'"):
         engine("  budget: {limit: 1}")
     monkeypatch.setenv("CONDUCTOR_POLICIES", "budget")
     with pytest.raises(ConfigurationError, match="CONDUCTOR_POLICIES is not valid: it must be a JSON list"):
