@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from conductor.broker.addresses import Addresses
 from conductor.cli.commands import app
+from conductor.cli.node_process import node_environment
 from conductor.core.config import load_config
 from conductor.orchestration.policy_factory import BUILT_IN, build_policy_engine
 from tests.support.cli import conductor
@@ -93,3 +95,12 @@ def test_the_policy_of_ones_own_denies(servers: str, tmp_path: Path) -> None:
     assert "Policy 'customer_freeze' denies it: acme is frozen." in frozen.stderr
     welcome = conductor(tmp_path / "data", *order, "customer=another", cwd=tmp_path)
     assert welcome.returncode == 0, welcome.stderr
+
+
+def test_nodes_get_no_policies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONDUCTOR_POLICIES", '["nowhere.at.all:Policy"]')
+    addresses = Addresses("redis://broker.example", "redis://redis.example")
+    told = node_environment(load_config(), addresses, "coding")
+    assert "CONDUCTOR_REDIS" in told
+    assert "CONDUCTOR_POLICIES" not in told

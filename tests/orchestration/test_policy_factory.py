@@ -226,3 +226,8 @@ def test_no_secret_in_a_mistake_or_a_repr() -> None:
         Conductor(config)
     assert "redis://:***@host" in str(caught.value)
     assert "hunter2" not in f"{caught.value} {caught.value.details}"
+
+
+def test_loading_makes_no_policy_so_nodes_are_not_stopped_by_one() -> None:
+    Path("conductor.yaml").write_text("policies: [nowhere.at.all:Policy, budgit]\n")
+    assert [setting.name for setting in load_config().policies] == ["nowhere.at.all:Policy", "budgit"]
