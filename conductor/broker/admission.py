@@ -10,7 +10,6 @@ from weakref import WeakValueDictionary
 
 from conductor.broker.records import KEY_PREFIX
 from conductor.core.exceptions import ConfigurationError, PolicyViolationError
-from conductor.orchestration.policy_engine import SharedPolicy
 from conductor.store.redis_quotas import LEASE_SECONDS, RedisQuotaStore
 
 if TYPE_CHECKING:
@@ -49,16 +48,15 @@ class Admission:
         self._state = state
         self._living_agents = living_agents
         self._queues: WeakValueDictionary[tuple[str | None, ...], asyncio.Lock] = WeakValueDictionary()
-        store = RedisQuotaStore(
-            state.link,
-            config.redis.key_prefix,
-            KEY_PREFIX,
-            lease_seconds=max(LEASE_SECONDS, DISPATCH_WAITS * config.bus.publish_timeout),
-            expires_seconds=config.redis.workflow_expires_seconds,
+        engine.attach(
+            RedisQuotaStore(
+                state.link,
+                config.redis.key_prefix,
+                KEY_PREFIX,
+                lease_seconds=max(LEASE_SECONDS, DISPATCH_WAITS * config.bus.publish_timeout),
+                expires_seconds=config.redis.workflow_expires_seconds,
+            )
         )
-        for policy in engine.policies:
-            if isinstance(policy, SharedPolicy):
-                policy.attach(store)
 
     @asynccontextmanager
     async def admitted(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from conductor.orchestration.policies import (
     PolicyResult,
     TaskTimeoutPolicy,
 )
+from conductor.orchestration.quotas import QuotaStore
 from conductor.orchestration.shared_policies import (
     AgentTypeConcurrencyPolicy,
     BudgetPolicy,
@@ -44,13 +46,15 @@ class Reservation:
     """What policies let one dispatch of a task take; `confirm` it once the task was sent, or `release` it.
 
     Both may be called more than once and raise nothing: a policy that fails is logged, and counted in
-    `failures`. Shared policies give back by themselves what is neither confirmed nor released.
+    `failures`, by its name. Shared policies give back by themselves what is neither confirmed nor released.
     """
 
-    def __init__(self, policies: Sequence[Policy], context: Mapping[str, Any]) -> None:
+    def __init__(
+        self, policies: Sequence[Policy], context: Mapping[str, Any], failures: Counter[str] | None = None
+    ) -> None:
         self._policies = policies
         self._context = context
-        self.failures = 0
+        self.failures: Counter[str] = Counter() if failures is None else failures
 
     @property
     def id(self) -> str:
@@ -73,7 +77,7 @@ class Reservation:
         try:
             await step(self._context)
         except Exception:
-            self.failures += 1
+            self.failures[policy.name] += 1
             task_id = getattr(self._context.get("task"), "task_id", None)
             logger.exception(
                 "reservation %s of task %s with policy %s is not %s", self.id, task_id, policy.name, done
@@ -85,6 +89,8 @@ class PolicyEngine:
 
     def __init__(self) -> None:
         self._policies: dict[str, Policy] = {}
+        self._failures: Counter[str] = Counter()
+        self._store: QuotaStore | None = None
 
     @property
     def policies(self) -> list[Policy]:
@@ -101,9 +107,23 @@ class PolicyEngine:
         """What has to be read before the policies are asked; see `Policy.needs`."""
         return frozenset().union(*(policy.needs for policy in self._policies.values()))
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """How often policies raised something instead of doing what they were asked for, by their names."""
+        return dict(self._failures)
+
     def register_policy(self, policy: Policy) -> None:
         """Ask `policy` from now on."""
         self._policies[policy.name] = policy
+        if self._store is not None and isinstance(policy, SharedPolicy):
+            policy.attach(self._store)
+
+    def attach(self, store: QuotaStore) -> None:
+        """Have the shared policies keep their numbers in `store`, also those that are registered later."""
+        self._store = store
+        for policy in self._policies.values():
+            if isinstance(policy, SharedPolicy):
+                policy.attach(store)
 
     def unregister_policy(self, name: str) -> bool:
         """Stop asking a policy; False if there is none of this name."""
@@ -128,10 +148,10 @@ class PolicyEngine:
         """
         asked: list[Policy] = []
         context = {"reservation": uuid.uuid4().hex, **context}
-        reservation = Reservation(asked, context)
+        reservation = Reservation(asked, context, self._failures)
         try:
             for policy in self.policies:
-                await _reserve(policy, context, asked)
+                await self._reserve(policy, context, asked)
         except BaseException:
             if asked:
                 await asyncio.shield(reservation.release())
@@ -146,19 +166,24 @@ class PolicyEngine:
         try:
             return await policy.evaluate(context)
         except Exception as error:  # noqa: BLE001 - it is logged as a denial
-            return _raised(policy, error)
+            return self._raised(policy, error)
 
+    async def _reserve(self, policy: Policy, context: Mapping[str, Any], asked: list[Policy]) -> None:
+        """Have one policy reserve, and note it first: one that raises or is cancelled may have reserved."""
+        asked.append(policy)
+        try:
+            result = await policy.reserve(context)
+        except Exception as error:
+            raise _violation(self._raised(policy, error)) from error
+        if not result.allowed:
+            asked.pop()
+            raise _violation(result)
 
-async def _reserve(policy: Policy, context: Mapping[str, Any], asked: list[Policy]) -> None:
-    """Have one policy reserve, and note it first: one that raises or is cancelled may have reserved."""
-    asked.append(policy)
-    try:
-        result = await policy.reserve(context)
-    except Exception as error:
-        raise _violation(_raised(policy, error)) from error
-    if not result.allowed:
-        asked.pop()
-        raise _violation(result)
+    def _raised(self, policy: Policy, error: Exception) -> PolicyResult:
+        self._failures[policy.name] += 1
+        logger.error("policy %s raised, which counts as a denial", policy.name, exc_info=error)
+        reason = f"it raised {type(error).__name__}: {error}"
+        return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)
 
 
 def _violation(result: PolicyResult) -> PolicyViolationError:
@@ -168,9 +193,3 @@ def _violation(result: PolicyResult) -> PolicyViolationError:
         result.reason,
         details={"metadata": result.metadata},
     )
-
-
-def _raised(policy: Policy, error: Exception) -> PolicyResult:
-    logger.error("policy %s raised, which counts as a denial", policy.name, exc_info=error)
-    reason = f"it raised {type(error).__name__}: {error}"
-    return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)

@@ -20,7 +20,12 @@ from conductor.core.exceptions import AgentError, ConfigurationError, MessageBus
 from conductor.core.fields import utc_now
 from conductor.core.models import TaskDefinition
 from conductor.core.state import AgentState
-from conductor.orchestration.policy_engine import Policy, PolicyEngine, PolicyResult
+from conductor.orchestration.policy_engine import (
+    AgentTypeConcurrencyPolicy,
+    Policy,
+    PolicyEngine,
+    PolicyResult,
+)
 from tests.support.dispatching_process import DispatchingProcess
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -327,15 +332,21 @@ async def test_an_engine_of_ones_own_takes_the_place_of_the_configured_policies(
 
 
 async def test_a_limit_of_ones_own_engine_is_shared_by_processes_too(settings: dict[str, Any]) -> None:
-    from conductor import AgentTypeConcurrencyPolicy
-
-    engine = engine_of(AgentTypeConcurrencyPolicy({AgentType.CODING: 1}))
+    engine = PolicyEngine()
     async with (
         Conductor(ConductorConfig(**settings), policy_engine=engine) as ours,
         under(settings, {"agent_type_concurrency": {"limits": {"coding": 1}}}) as theirs,
     ):
+        engine.register_policy(AgentTypeConcurrencyPolicy({AgentType.CODING: 1}))
         await send(ours)
         await denied(theirs)
+
+
+async def test_limits_hold_after_connecting_again(settings: dict[str, Any]) -> None:
+    ours = under(settings, TWO_CODING)
+    for expected in ("sent", "sent", "denied"):
+        async with ours:
+            await (denied if expected == "denied" else send)(ours)
 
 
 async def test_having_a_task_done_asks_the_policies(settings: dict[str, Any]) -> None:

@@ -239,6 +239,7 @@ async def test_a_policy_that_raises_denies_and_is_told_to_give_back(caplog: pyte
         assert "oops" in (await denial(engine, {})).violation_details
     assert notes[-2:] == ["release b", "release a"]
     assert "policy b raised" in caplog.text
+    assert engine.failures == {"b": 1}
 
 
 async def test_who_is_cancelled_while_reserving_leaves_nothing() -> None:
@@ -263,7 +264,7 @@ async def test_settling_goes_on_after_a_policy_that_fails_and_is_logged(
         await reservation.confirm()
         await reservation.release()
     assert notes[2:] == ["confirm a", "confirm b", "release b", "release a"]
-    assert reservation.failures == 4
+    assert engine.failures == {"a": 2, "b": 2}
     assert reservation.id in caplog.text
     assert definition.task_id in caplog.text
 

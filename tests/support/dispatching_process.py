@@ -17,7 +17,6 @@ from conductor.client import Conductor
 from conductor.core.config import ConductorConfig
 from conductor.core.exceptions import PolicyViolationError
 from conductor.core.models import TaskDefinition
-from conductor.orchestration.policy_engine import SharedPolicy
 from conductor.store.redis_quotas import RedisQuotaStore
 from conductor.store.redis_state import RedisStateManager
 
@@ -91,9 +90,7 @@ def _shorten_leases(conductor: Conductor, seconds: float) -> None:
     assert isinstance(state, RedisStateManager)
     assert engine is not None
     prefix = conductor.config.redis.key_prefix
-    for policy in engine.policies:
-        if isinstance(policy, SharedPolicy):
-            policy.attach(RedisQuotaStore(state.link, prefix, KEY_PREFIX, lease_seconds=seconds))
+    engine.attach(RedisQuotaStore(state.link, prefix, KEY_PREFIX, lease_seconds=seconds))
 
 
 async def _serve() -> None:
