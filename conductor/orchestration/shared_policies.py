@@ -114,8 +114,8 @@ class AgentTypeConcurrencyPolicy(SharedPolicy):
     def _reason(self, quota: Quota, claim: Claim, answer: Answer) -> str:
         kind = quota.key.rpartition(":")[2]
         return (
-            f"{answer.used:g} tasks for {kind} agents are under way, and at most {quota.limit:g} may be at "
-            "the same time."
+            f"As many tasks for {kind} agents are under way as may be at the same time: {answer.used:g} of "
+            f"at most {quota.limit:g}."
         )
 
 
@@ -161,10 +161,12 @@ class RateLimitPolicy(SharedPolicy):
     def _reason(self, quota: Quota, claim: Claim, answer: Answer) -> str:
         kind = quota.key.rpartition(":")[2]
         what = f"tasks for {kind} agents" if self.per == "agent_type" else "tasks"
-        soon = "" if answer.retry_after is None else f"; the next one may be in {answer.retry_after:.3g} s"
+        soon = (
+            "" if answer.retry_after is None else f"; the next one may follow in {answer.retry_after:.3g} s"
+        )
         return (
-            f"{answer.used:g} {what} were dispatched within the last {self.period_seconds:g} s, and at most "
-            f"{self.max_tasks} may be{soon}."
+            f"As many {what} were dispatched within the last {self.period_seconds:g} s as may be: "
+            f"{answer.used:g} of at most {self.max_tasks}{soon}."
         )
 
 

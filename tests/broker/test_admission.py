@@ -89,7 +89,7 @@ async def test_a_denial_says_which_policy_and_why_and_leaves_nothing(
         assert (error.error_code, error.policy_name) == ("POLICY_VIOLATION", "agent_type_concurrency")
         assert str(error) == (
             f"Task 'a task' ({order.task_id}) is not dispatched. Policy 'agent_type_concurrency' denies it: "
-            "2 tasks for coding agents are under way, and at most 2 may be at the same time."
+            "As many tasks for coding agents are under way as may be at the same time: 2 of at most 2."
         )
         assert error.details["task_id"] == order.task_id
         assert error.violation_details in str(error)

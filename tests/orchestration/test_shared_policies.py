@@ -74,7 +74,10 @@ async def test_tasks_for_agents_of_a_type_are_under_way_until_they_end() -> None
     first, _ = await sent(engine, context()), await sent(engine, context())
     error = await denial(engine, context())
     assert error.policy_name == "agent_type_concurrency"
-    assert "2 tasks for coding agents are under way, and at most 2" in error.violation_details
+    assert (
+        "tasks for coding agents are under way as may be at the same time: 2 of at most 2."
+        in error.violation_details
+    )
     assert error.details["metadata"] == {"used": 2, "limit": 2}
     await sent(engine, context(task(AgentType.REVIEW)))
     await sent(engine, context(task(AgentType.TEST)))
@@ -96,7 +99,10 @@ async def test_a_rate_limit_counts_what_was_sent_also_after_it_ended() -> None:
     for kind in (AgentType.CODING, AgentType.REVIEW):
         await (await sent(engine, context(task(kind)))).release()
     error = await denial(engine, context())
-    assert "2 tasks were dispatched within the last 60 s, and at most 2 may be" in error.violation_details
+    assert (
+        "tasks were dispatched within the last 60 s as may be: 2 of at most 2; the next one"
+        in error.violation_details
+    )
     assert 59 < error.details["metadata"]["retry_after"] <= 60
 
 
