@@ -161,9 +161,8 @@ class RateLimitPolicy(SharedPolicy):
     def _reason(self, quota: Quota, claim: Claim, answer: Answer) -> str:
         kind = quota.key.rpartition(":")[2]
         what = f"tasks for {kind} agents" if self.per == "agent_type" else "tasks"
-        soon = (
-            "" if answer.retry_after is None else f"; the next one may follow in {answer.retry_after:.3g} s"
-        )
+        left = answer.retry_after
+        soon = "" if left is None else f"; the next one may follow in {left:.3g} s"
         return (
             f"As many {what} were dispatched within the last {self.period_seconds:g} s as may be: "
             f"{answer.used:g} of at most {self.max_tasks}{soon}."

@@ -45,8 +45,8 @@ def test_a_denial_is_one_sentence(config: Path) -> None:
     result = dispatch(config, "--name", "look")
     assert result.exit_code == 1
     assert re.fullmatch(
-        r"error: Task 'look' \([-0-9a-f]+\) is not dispatched\. Policy 'agent_type_concurrency' denies it: As "
-        r"many tasks for coding agents are under way as may be at the same time: 1 of at most 1\.\n",
+        r"error: Task 'look' \([-0-9a-f]+\) is not dispatched\. Policy 'agent_type_concurrency' denies it: "
+        r"As many tasks for coding agents are under way as may be at the same time: 1 of at most 1\.\n",
         result.output,
     )
 

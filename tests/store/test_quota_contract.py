@@ -1,6 +1,7 @@
 """What every store of quotas does."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -132,6 +133,24 @@ async def test_when_something_is_only_reserved_the_next_chance_is_not_known(stor
         await store.reserve(wanted, one)
     await store.confirm(wanted, first)
     assert await store.look(wanted, claim()) == Answer(granted=False, used=2)
+
+
+async def test_no_period_has_more_than_the_limit_whenever_it_begins(store: QuotaStore) -> None:
+    wanted, sent = quota(3, Lasts.PERIOD, 0.2), list[float]()
+
+    async def dispatching() -> None:
+        while len(sent) < 15:
+            one = claim()
+            if (await store.reserve(wanted, one)).granted:
+                await asyncio.sleep(0)
+                sent.append(time.monotonic())
+                await store.confirm(wanted, one)
+            else:
+                await asyncio.sleep(0.003)
+
+    await asyncio.gather(*(dispatching() for _ in range(4)))
+    # A millisecond, as the server's clock is another one.
+    assert min(later - earlier for earlier, later in zip(sent, sent[3:], strict=False)) > 0.199
 
 
 async def test_sums_last(store: QuotaStore) -> None:
