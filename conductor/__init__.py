@@ -43,7 +43,18 @@ if TYPE_CHECKING:
     from conductor.orchestration.agent_coordinator import AgentCoordinator
     from conductor.orchestration.error_handler import ErrorHandler
     from conductor.orchestration.message_bus import InMemoryMessageBus, MessageBus
-    from conductor.orchestration.policy_engine import PolicyEngine
+    from conductor.orchestration.policy_engine import (
+        AgentAvailabilityPolicy,
+        AgentTypeConcurrencyPolicy,
+        BudgetPolicy,
+        MaxConcurrentTasksPolicy,
+        PhaseGatePolicy,
+        Policy,
+        PolicyEngine,
+        PolicyResult,
+        RateLimitPolicy,
+        TaskTimeoutPolicy,
+    )
     from conductor.orchestration.state_manager import InMemoryStateManager, StateManager
     from conductor.orchestration.workflow_engine import WorkflowEngine
 
@@ -86,13 +97,25 @@ _HOMES = {
     "conductor.orchestration.agent_coordinator": ["AgentCoordinator"],
     "conductor.orchestration.error_handler": ["ErrorHandler"],
     "conductor.orchestration.message_bus": ["InMemoryMessageBus", "MessageBus"],
-    "conductor.orchestration.policy_engine": ["PolicyEngine"],
+    "conductor.orchestration.policy_engine": [
+        "AgentAvailabilityPolicy",
+        "AgentTypeConcurrencyPolicy",
+        "BudgetPolicy",
+        "MaxConcurrentTasksPolicy",
+        "PhaseGatePolicy",
+        "Policy",
+        "PolicyEngine",
+        "PolicyResult",
+        "RateLimitPolicy",
+        "TaskTimeoutPolicy",
+    ],
     "conductor.orchestration.state_manager": ["InMemoryStateManager", "StateManager"],
     "conductor.orchestration.workflow_engine": ["WorkflowEngine"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AgentAvailabilityPolicy",
     "AgentCoordinator",
     "AgentError",
     "AgentIdentity",
@@ -100,7 +123,9 @@ __all__ = [
     "AgentState",
     "AgentStatus",
     "AgentType",
+    "AgentTypeConcurrencyPolicy",
     "BaseAgent",
+    "BudgetPolicy",
     "Conductor",
     "ConductorConfig",
     "ConductorError",
@@ -110,12 +135,17 @@ __all__ = [
     "FeedbackPayload",
     "InMemoryMessageBus",
     "InMemoryStateManager",
+    "MaxConcurrentTasksPolicy",
     "MessageBus",
     "MessageBusError",
     "MessageType",
+    "PhaseGatePolicy",
+    "Policy",
     "PolicyEngine",
+    "PolicyResult",
     "PolicyViolationError",
     "Priority",
+    "RateLimitPolicy",
     "StateError",
     "StateManager",
     "StatusUpdatePayload",
@@ -126,6 +156,7 @@ __all__ = [
     "TaskResult",
     "TaskResultPayload",
     "TaskStatus",
+    "TaskTimeoutPolicy",
     "WorkflowDefinition",
     "WorkflowEngine",
     "WorkflowError",

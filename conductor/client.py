@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from celery import states
 
 from conductor.broker.addresses import Addresses, find_addresses
+from conductor.broker.admission import Admission
 from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
 from conductor.broker.kombu_bus import KombuMessageBus
@@ -17,6 +18,7 @@ from conductor.core.config import ConductorConfig, load_config
 from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
 from conductor.core.fields import utc_now
+from conductor.orchestration.policy_factory import build_policy_engine
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from conductor.core.models import TaskDefinition, TaskResult
     from conductor.core.state import AgentState
     from conductor.orchestration.message_bus import MessageBus
+    from conductor.orchestration.policy_engine import PolicyEngine
     from conductor.orchestration.state_manager import StateManager
 
 logger = logging.getLogger(__name__)
@@ -97,10 +100,18 @@ class Conductor:
 
     With nothing configured it uses the embedded server that runs in `config.data_dir`, or else starts one for
     its own lifetime. It has the `dispatch_task` that a WorkflowEngine needs.
+
+    `policy_engine`, which belongs to one Conductor, takes the place of the policies in `config`; what is
+    wrong with those is a ConfigurationError.
     """
 
-    def __init__(self, config: ConductorConfig | None = None) -> None:
+    def __init__(
+        self, config: ConductorConfig | None = None, *, policy_engine: PolicyEngine | None = None
+    ) -> None:
         self._config = config or load_config()
+        if policy_engine is None and self._config.policies:
+            policy_engine = build_policy_engine(self._config.policies)
+        self._policy_engine = policy_engine
         self._embedded: EmbeddedServer | None = None
         self._addresses: Addresses | None = None
         self._parts: _Parts | None = None
@@ -109,6 +120,11 @@ class Conductor:
     def config(self) -> ConductorConfig:
         """The configuration."""
         return self._config
+
+    @property
+    def policy_engine(self) -> PolicyEngine | None:
+        """The policies that `dispatch` asks, None if there are none."""
+        return self._policy_engine
 
     @property
     def addresses(self) -> Addresses:
@@ -146,6 +162,10 @@ class Conductor:
         try:
             addresses = await self._find_servers()
             parts = _Parts(self._config, addresses)
+            if self._policy_engine is not None:
+                parts.admission = Admission(
+                    self._policy_engine, self._config, parts.state, self.living_agents
+                )
             await parts.open()
         except BaseException:
             await self._stop_embedded()
@@ -162,21 +182,32 @@ class Conductor:
             await self._stop_embedded()
 
     async def dispatch(
-        self, task: TaskDefinition, agent_id: str | None = None, *, expires: float | None = None
+        self,
+        task: TaskDefinition,
+        agent_id: str | None = None,
+        *,
+        expires: float | None = None,
+        wait: float | None = None,
     ) -> TaskHandle:
         """Send a task to an agent, or to whichever agent of type `task.assigned_to` is free first.
 
         Returns when the broker has it. A task id may be used again when its earlier run has ended. A task
-        that no agent has begun `expires` seconds later fails, and is a dead letter.
-        Raises AgentError, code NO_AGENT_TYPE (neither agent nor type) or TASK_ALREADY_DISPATCHED (an earlier
-        run has not ended), ConfigurationError for a bad `expires`, and MessageBusError, code
-        BROKER_UNAVAILABLE.
+        that no agent has begun `expires` seconds later fails, and is a dead letter. One that the policies
+        deny waits up to `wait` seconds for them to allow it.
+        Raises PolicyViolationError, code POLICY_VIOLATION; AgentError, code NO_AGENT_TYPE (neither agent nor
+        type) or TASK_ALREADY_DISPATCHED (an earlier run has not ended); ConfigurationError for a bad
+        `expires`; and MessageBusError, code BROKER_UNAVAILABLE.
         """
         if expires is not None and not 0 < expires < MAX_EXPIRY:
             raise ConfigurationError(
                 f"expires must be a number of seconds from 0 to {MAX_EXPIRY}, not {expires!r}."
             )
-        followed, run = await self._open("dispatch a task").dispatcher.dispatch(task, agent_id, expires)
+        parts = self._open("dispatch a task")
+        if parts.admission is None:
+            followed, run = await parts.dispatcher.dispatch(task, agent_id, expires=expires)
+        else:
+            async with parts.admission.admitted(task, agent_id, wait) as run:
+                followed, _ = await parts.dispatcher.dispatch(task, agent_id, expires=expires, run=run)
         return TaskHandle(self, followed, run)
 
     async def handle(self, task_id: str) -> TaskHandle:
@@ -195,15 +226,17 @@ class Conductor:
             await parts.state.save_task_result(cancelled(task_id, "unassigned"))
         return status != UNKNOWN and status not in states.READY_STATES
 
-    async def dispatch_task(self, task: TaskDefinition, agent_timeout: float = 30.0) -> TaskResult:
-        """Have a task done, and cancel it when this coroutine is cancelled.
+    async def dispatch_task(
+        self, task: TaskDefinition, agent_timeout: float = 30.0, *, wait: float | None = None
+    ) -> TaskResult:
+        """Have a task done, and cancel it when this coroutine is cancelled; for `wait` see `dispatch`.
 
         Raises AgentError, code NO_AVAILABLE_AGENT, when for `agent_timeout` seconds there is no living agent
         of the type, and what `dispatch` raises.
         """
         if task.assigned_to is not None:
             await self._require_agent(task, agent_timeout)
-        handle = await self.dispatch(task)
+        handle = await self.dispatch(task, wait=wait)
         try:
             while True:
                 try:
@@ -296,6 +329,7 @@ class _Parts:
         )
         self.dispatcher = Dispatcher(config, addresses, self.state)
         self.dead_letters = DeadLetterQueue(config, addresses)
+        self.admission: Admission | None = None
 
     async def open(self) -> None:
         try:

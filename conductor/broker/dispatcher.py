@@ -78,11 +78,16 @@ class Dispatcher:
         await asyncio.to_thread(self._app.close)
 
     async def dispatch(
-        self, task: TaskDefinition, agent_id: str | None, expires: float | None = None
+        self,
+        task: TaskDefinition,
+        agent_id: str | None,
+        *,
+        expires: float | None = None,
+        run: str | None = None,
     ) -> tuple[FollowedTask, str]:
-        """Send a task; give it and the id of the run. See `Conductor.dispatch`."""
+        """Send a task; give it and the id of the run, a new one by default. See `Conductor.dispatch`."""
         queue = _queue_of(task, agent_id)
-        run = uuid.uuid4().hex
+        run = run or uuid.uuid4().hex
         try:
             async with asyncio.timeout(self._config.bus.publish_timeout):
                 _, followed = await asyncio.gather(

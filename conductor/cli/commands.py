@@ -141,6 +141,10 @@ def dispatch(
     timeout: Annotated[int, typer.Option(min=1, max=3600, help="Seconds the task may take.")] = 120,
     priority: Urgency = Priority.MEDIUM,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Queue the task and leave.")] = False,
+    policy_wait: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Wait so long for policies that deny it to allow it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Give one task to an agent that runs, and wait for its result."""
@@ -157,7 +161,12 @@ def dispatch(
         timeout_seconds=timeout,
     )
     output = Output(as_json=as_json)
-    execute(context.obj, lambda config: talking.dispatch(config, output, task, agent, wait=not no_wait))
+    execute(
+        context.obj,
+        lambda config: talking.dispatch(
+            config, output, task, agent, wait=not no_wait, policy_wait=policy_wait
+        ),
+    )
 
 
 @app.command()

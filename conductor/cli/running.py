@@ -83,7 +83,12 @@ class WorkflowRun:
                 Listener(conductor.bus, workflow_channel(workflow_id), self._board.progressed),
             ):
                 dispatcher = _Dispatcher(conductor, self._board, workflow_id)
-                engine = WorkflowEngine(dispatcher, conductor.state, stop_on_failure=self._stop_on_failure)
+                engine = WorkflowEngine(
+                    dispatcher,
+                    conductor.state,
+                    policy_engine=conductor.policy_engine,
+                    stop_on_failure=self._stop_on_failure,
+                )
                 try:
                     state = await engine.run_workflow(self._workflow.definition)
                 except asyncio.CancelledError:

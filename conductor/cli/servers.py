@@ -96,8 +96,9 @@ def _names_a_process(marker: Path) -> bool:
 @contextlib.asynccontextmanager
 async def running_servers(config: ConductorConfig) -> AsyncIterator[Conductor]:
     """Connect to what is configured or runs already; ConfigurationError, code NO_BROKER or NO_REDIS, else."""
+    conductor = Conductor(config)
     await asyncio.to_thread(find_addresses, config)
-    async with Conductor(config) as conductor:
+    async with conductor:
         yield conductor
 
 

@@ -23,7 +23,13 @@ from conductor.core.models import TaskDefinition, TaskResult
 
 
 async def dispatch(
-    config: ConductorConfig, output: Output, task: TaskDefinition, agent_id: str | None, *, wait: bool
+    config: ConductorConfig,
+    output: Output,
+    task: TaskDefinition,
+    agent_id: str | None,
+    *,
+    wait: bool,
+    policy_wait: float | None = None,
 ) -> int:
     """Have a task done; 0 if it was completed, or handed over where nobody waits."""
     async with running_servers(config) as conductor:
@@ -38,11 +44,11 @@ async def dispatch(
                 "NO_AVAILABLE_AGENT",
             )
         if not wait:
-            handle = await conductor.dispatch(task, agent_id)
+            handle = await conductor.dispatch(task, agent_id, wait=policy_wait)
             output.say(f"task {task.task_id} is queued")
             output.emit({"task_id": task.task_id, "status": handle.status().value})
             return 0
-        result = await _result_of(conductor, output, task, agent_id)
+        result = await _result_of(conductor, output, task, agent_id, policy_wait)
     _show_result(output, task, result)
     return 0 if result.status is TaskStatus.COMPLETED else FAILED
 
@@ -92,7 +98,11 @@ async def listen(
 
 
 async def _result_of(
-    conductor: Conductor, output: Output, task: TaskDefinition, agent_id: str | None
+    conductor: Conductor,
+    output: Output,
+    task: TaskDefinition,
+    agent_id: str | None,
+    policy_wait: float | None,
 ) -> TaskResult:
     """Dispatch a task and wait for its end, showing its progress; cancelled, cancel it."""
     progress = Progress()
@@ -102,7 +112,7 @@ async def _result_of(
             output.say(f"{task.name}: {progress.text}")
 
     async with Listener(conductor.bus, task_channel(task.task_id), show) as listener:
-        handle = await conductor.dispatch(task, agent_id)
+        handle = await conductor.dispatch(task, agent_id, wait=policy_wait)
         try:
             result = await handle.result()
         except asyncio.CancelledError:

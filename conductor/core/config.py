@@ -30,6 +30,7 @@ __all__ = [
     "ConductorConfig",
     "ErrorsConfig",
     "NodeConfig",
+    "PolicySetting",
     "RedisConfig",
     "WorkConfig",
     "load_config",
@@ -167,6 +168,38 @@ class ErrorsConfig(_Section):
     """How long a task waits for an agent that nobody has ever seen before it is a dead letter."""
 
 
+class PolicySetting(_Section):
+    """A policy by name: a word, or a mapping of one name to its parameters.
+
+    The name is that of a policy which comes with Conductor, or "package.module:Class". What the names and
+    parameters may be is checked where policies are made.
+    """
+
+    name: NonEmptyStr
+    parameters: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"name": data}
+        if not isinstance(data, dict) or set(data) == {"name", "parameters"}:
+            return data
+        if len(data) != 1:
+            raise ValueError(
+                "a policy is a name, or a mapping of one name to its parameters, as in "
+                f"'rate_limit: {{max_tasks: 10, period_seconds: 60}}'; this one has {len(data)} names: "
+                f"{', '.join(map(repr, data))}"
+            )
+        ((name, parameters),) = data.items()
+        if parameters is not None and not isinstance(parameters, dict):
+            raise ValueError(
+                f"the parameters of {name!r} are a mapping, as in '{name}: {{name: value}}', "
+                f"not a {type(parameters).__name__}"
+            )
+        return {"name": name, "parameters": parameters or {}}
+
+
 class ConductorConfig(BaseSettings):
     """Everything that can be configured.
 
@@ -191,6 +224,8 @@ class ConductorConfig(BaseSettings):
     work: WorkConfig = Field(default_factory=WorkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
     errors: ErrorsConfig = Field(default_factory=ErrorsConfig)
+    policies: list[PolicySetting] = Field(default_factory=list)
+    """What a Conductor asks before it dispatches a task, in this order."""
 
     @model_validator(mode="after")
     def _agents_outlive_their_heartbeats(self) -> Self:
@@ -249,7 +284,7 @@ def load_config(path: str | Path | None = None) -> ConductorConfig:
             raise explain(error, ConductorConfig, file, ENV_PREFIX) from None
         except SettingsError as error:
             # Its cause may quote a password.
-            raise explain_no_json(error, ENV_PREFIX) from None
+            raise explain_no_json(error, ConductorConfig, ENV_PREFIX) from None
 
 
 @contextmanager

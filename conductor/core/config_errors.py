@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 import yaml
 from pydantic import BaseModel
 
 from conductor.core.exceptions import ConfigurationError
-from conductor.core.urls import mask_url
+from conductor.core.urls import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,21 +53,25 @@ def explain(
     )
 
 
-def explain_no_json(error: SettingsError, env_prefix: str) -> ConfigurationError:
+def explain_no_json(error: SettingsError, model: type[BaseModel], env_prefix: str) -> ConfigurationError:
     """Make the error of a variable that stands for a whole section and is no JSON; its value is not shown."""
     field = re.search(r'field "(\w+)"', str(error))
     if field is None:
         return ConfigurationError(f"A {env_prefix}* variable cannot be used: {error}.")
     name = f"{env_prefix}{field[1].upper()}"
+    if get_origin(model.model_fields[field[1]].annotation) is list:
+        way_out = "it must be a JSON list."
+    else:
+        way_out = f"it must be a JSON object. Single keys are set with variables of their own, {name}__KEY."
     return ConfigurationError(
-        f"The environment variable {name} is not valid: it must be a JSON object. Single keys are set with "
-        f"variables of their own, {name}__KEY.",
+        f"The environment variable {name} is not valid: {way_out}",
         details={"keys": [field[1]], "file": None},
     )
 
 
 def _key(problem: ErrorDetails) -> str:
-    return ".".join(str(part) for part in problem["loc"]) or "the configuration"
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+    return key.removeprefix(".") or "the configuration"
 
 
 def _source(problem: ErrorDetails, path: Path | None, env_prefix: str) -> str:
@@ -88,7 +92,7 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel], source: str) -> str
         return f"Unknown key {key!r} in {source}; {hint}"
     reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
     if isinstance(problem["input"], (str, int, float)) and problem["type"] != "value_error":
-        return f"{key} = {mask_url(repr(problem['input']))} in {source} is not valid: {reason}."
+        return f"{key} = {shown(problem['input'])} in {source} is not valid: {reason}."
     return f"{key} in {source} is not valid: {reason}."
 
 

@@ -24,6 +24,11 @@ def mask_url(url: str) -> str:
     return "".join(_mask_one(piece) + separator for piece, separator in zip(pieces, separators, strict=True))
 
 
+def shown(value: object) -> str:
+    """Write a value that somebody set, for an error message: its repr, with passwords in a URL masked."""
+    return repr(mask_url(value) if isinstance(value, str) else value)
+
+
 def _mask_one(url: str) -> str:
     url = _USERINFO.sub(rf"\g<start>:{MASK}@", url)
     return _SECRET_PARAMETER.sub(rf"\g<start>{MASK}", url)

@@ -11,6 +11,7 @@ from conductor.core.exceptions import AgentError, ConductorError, PolicyViolatio
 from conductor.core.fields import utc_now
 from conductor.core.models import TaskResult
 from conductor.orchestration.error_handler import ErrorAction, ErrorHandler
+from conductor.orchestration.policy_engine import Reservation
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
@@ -150,16 +151,20 @@ class AgentCoordinator:
         Raises AgentError with NO_AGENT_TYPE, NO_AVAILABLE_AGENT or POLICY_VIOLATION before the task is run,
         and what `BaseAgent.execute_task` raises.
         """
-        agent = await self._reserve(task)
+        agent, reservation = await self._reserve(task)
         try:
+            await reservation.confirm()
             attempt = 0
             while (result := await self._try(agent, task, attempt)) is None:
                 attempt += 1
             return result
         finally:
-            self._reserved.discard(agent.agent_id)
+            try:
+                await asyncio.shield(reservation.release())
+            finally:
+                self._reserved.discard(agent.agent_id)
 
-    async def _reserve(self, task: TaskDefinition) -> BaseAgent:
+    async def _reserve(self, task: TaskDefinition) -> tuple[BaseAgent, Reservation]:
         """Choose the agent with the fewest tasks behind it; nobody else gets it until it was run."""
         if task.assigned_to is None:
             raise self._refusal(task, "NO_AGENT_TYPE", "has no agent type; set assigned_to")
@@ -171,13 +176,13 @@ class AgentCoordinator:
                 reason = f"found no available {task.assigned_to} agent ({known} registered)"
                 raise self._refusal(task, "NO_AVAILABLE_AGENT", reason)
             agent = min(available, key=lambda candidate: candidate.state.total_tasks)
-            await self._enforce(agent, task)
+            reservation = await self._ask_policies(agent, task)
             self._reserved.add(agent.agent_id)
-        return agent
+        return agent, reservation
 
-    async def _enforce(self, agent: BaseAgent, task: TaskDefinition) -> None:
+    async def _ask_policies(self, agent: BaseAgent, task: TaskDefinition) -> Reservation:
         if self.policy_engine is None:
-            return
+            return Reservation((), {})
         states = {
             agent_id: registered.state.model_copy(update={"status": AgentStatus.RUNNING})
             if agent_id in self._reserved
@@ -186,7 +191,7 @@ class AgentCoordinator:
         }
         context = {"agent_states": states, "agent_state": agent.state, "task": task}
         try:
-            await self.policy_engine.enforce(context)
+            return await self.policy_engine.reserve(context)
         except PolicyViolationError as error:
             details = {"policy_name": error.policy_name, "violation_details": error.violation_details}
             raise AgentError(

@@ -1,5 +1,6 @@
 """The rule that allows or denies, and the rules that come with Conductor."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import Field
 from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.models import StrictModel
+from conductor.core.urls import shown
 
 MAX_TIMEOUT_SECONDS = 3600
 
@@ -26,8 +28,12 @@ class Policy(ABC):
     """A rule about what may be done.
 
     The context holds what there is of: agent_states (by id), agent_state, task, workflow_state. A policy
-    whose key is missing allows.
+    whose key is missing allows. Where a task is about to be dispatched, `reservation` is the id of this
+    dispatch, and deciding takes two steps: `reserve`, then `confirm` or `release`.
     """
+
+    needs: frozenset[str] = frozenset()
+    """The keys, of agent_states and agent_state, that a Conductor reads for this policy before it asks."""
 
     @property
     @abstractmethod
@@ -43,6 +49,20 @@ class Policy(ABC):
     async def evaluate(self, context: Mapping[str, Any]) -> PolicyResult:
         """Decide; what is raised counts as a denial."""
 
+    async def reserve(self, context: Mapping[str, Any]) -> PolicyResult:
+        """Decide, and take what the task takes, in one atomic step; by default it takes nothing.
+
+        Of a denial nothing may be left. `metadata["retry_after"]` of a denial says after how many seconds
+        asking again makes sense, for those who wait.
+        """
+        return await self.evaluate(context)
+
+    async def confirm(self, context: Mapping[str, Any]) -> None:  # noqa: B027 - most have no use for it
+        """Hear that the task was sent."""
+
+    async def release(self, context: Mapping[str, Any]) -> None:  # noqa: B027 - most have no use for it
+        """Hear that the task was not sent, or has ended; perhaps nothing was reserved."""
+
     def _allow(self, **metadata: object) -> PolicyResult:
         return PolicyResult(allowed=True, policy_name=self.name, metadata=metadata)
 
@@ -50,12 +70,22 @@ class Policy(ABC):
         return PolicyResult(allowed=False, policy_name=self.name, reason=reason, metadata=metadata)
 
 
+def bad_parameter(name: str, value: object, must: str) -> ConfigurationError:
+    """Make the error of a policy's parameter; `details` name it and show the value."""
+    return ConfigurationError(
+        f"{name} must be {must}, not {shown(value)}.",
+        details={"parameter": name, "value": shown(value), "must": must},
+    )
+
+
 class MaxConcurrentTasksPolicy(Policy):
     """Denies when `max_tasks` agents are RUNNING; 0 denies always, as for a pause."""
 
+    needs = frozenset({"agent_states"})
+
     def __init__(self, max_tasks: int = 5) -> None:
         if max_tasks < 0:
-            raise ConfigurationError(f"max_tasks must be 0 or more, not {max_tasks}.")
+            raise bad_parameter("max_tasks", max_tasks, "0 or more")
         self.max_tasks = max_tasks
 
     @property
@@ -84,6 +114,8 @@ class TaskTimeoutPolicy(Policy):
     """Denies a task whose time limit is not between 0 and 3600 s, both excluded."""
 
     def __init__(self, default_timeout: float = 300.0) -> None:
+        if not 0 < default_timeout < math.inf:
+            raise bad_parameter("default_timeout", default_timeout, "more than 0 seconds")
         self.default_timeout = default_timeout
 
     @property
@@ -116,9 +148,7 @@ class PhaseGatePolicy(Policy):
 
     def __init__(self, required_success_rate: float = 0.8) -> None:
         if not 0 <= required_success_rate <= 1:
-            raise ConfigurationError(
-                f"required_success_rate must be between 0 and 1, not {required_success_rate}."
-            )
+            raise bad_parameter("required_success_rate", required_success_rate, "between 0 and 1")
         self.required_success_rate = required_success_rate
 
     @property
@@ -151,6 +181,8 @@ class PhaseGatePolicy(Policy):
 
 class AgentAvailabilityPolicy(Policy):
     """Denies an agent that is RUNNING or FAILED."""
+
+    needs = frozenset({"agent_state"})
 
     @property
     def name(self) -> str:

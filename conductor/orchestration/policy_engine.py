@@ -1,7 +1,10 @@
 """Policies asked together, in the order in which they were registered."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from conductor.core.exceptions import PolicyViolationError
@@ -13,18 +16,72 @@ from conductor.orchestration.policies import (
     PolicyResult,
     TaskTimeoutPolicy,
 )
+from conductor.orchestration.quotas import QuotaStore
+from conductor.orchestration.shared_policies import (
+    AgentTypeConcurrencyPolicy,
+    BudgetPolicy,
+    RateLimitPolicy,
+    SharedPolicy,
+)
 
 __all__ = [
     "AgentAvailabilityPolicy",
+    "AgentTypeConcurrencyPolicy",
+    "BudgetPolicy",
     "MaxConcurrentTasksPolicy",
     "PhaseGatePolicy",
     "Policy",
     "PolicyEngine",
     "PolicyResult",
+    "RateLimitPolicy",
+    "Reservation",
+    "SharedPolicy",
     "TaskTimeoutPolicy",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+class Reservation:
+    """What policies let one dispatch of a task take; `confirm` it once the task was sent, or `release` it.
+
+    Both may be called more than once and raise nothing: a policy that fails is logged, and counted in
+    `failures`, by its name. Shared policies give back by themselves what is neither confirmed nor released.
+    """
+
+    def __init__(
+        self, policies: Sequence[Policy], context: Mapping[str, Any], failures: Counter[str] | None = None
+    ) -> None:
+        self._policies = policies
+        self._context = context
+        self.failures: Counter[str] = Counter() if failures is None else failures
+
+    @property
+    def id(self) -> str:
+        """The id of this dispatch, `reservation` in the policies' context."""
+        return str(self._context["reservation"])
+
+    async def confirm(self) -> None:
+        """Tell the policies that the task was sent."""
+        for policy in self._policies:
+            await self._tell(policy.confirm, policy, "confirmed")
+
+    async def release(self) -> None:
+        """Tell the policies that the task was not sent, or has ended."""
+        for policy in reversed(self._policies):
+            await self._tell(policy.release, policy, "released")
+
+    async def _tell(
+        self, step: Callable[[Mapping[str, Any]], Awaitable[None]], policy: Policy, done: str
+    ) -> None:
+        try:
+            await step(self._context)
+        except Exception:
+            self.failures[policy.name] += 1
+            task_id = getattr(self._context.get("task"), "task_id", None)
+            logger.exception(
+                "reservation %s of task %s with policy %s is not %s", self.id, task_id, policy.name, done
+            )
 
 
 class PolicyEngine:
@@ -32,6 +89,8 @@ class PolicyEngine:
 
     def __init__(self) -> None:
         self._policies: dict[str, Policy] = {}
+        self._failures: Counter[str] = Counter()
+        self._store: QuotaStore | None = None
 
     @property
     def policies(self) -> list[Policy]:
@@ -43,9 +102,28 @@ class PolicyEngine:
         """How many policies are registered."""
         return len(self._policies)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What has to be read before the policies are asked; see `Policy.needs`."""
+        return frozenset().union(*(policy.needs for policy in self._policies.values()))
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How often policies raised something instead of doing what they were asked for, by their names."""
+        return dict(self._failures)
+
     def register_policy(self, policy: Policy) -> None:
         """Ask `policy` from now on."""
         self._policies[policy.name] = policy
+        if self._store is not None and isinstance(policy, SharedPolicy):
+            policy.attach(self._store)
+
+    def attach(self, store: QuotaStore) -> None:
+        """Have the shared policies keep their numbers in `store`, also those that are registered later."""
+        self._store = store
+        for policy in self._policies.values():
+            if isinstance(policy, SharedPolicy):
+                policy.attach(store)
 
     def unregister_policy(self, name: str) -> bool:
         """Stop asking a policy; False if there is none of this name."""
@@ -60,12 +138,25 @@ class PolicyEngine:
         for policy in self.policies:
             result = await self._evaluate(policy, context)
             if not result.allowed:
-                raise PolicyViolationError(
-                    f"Policy {result.policy_name!r} denies it: {result.reason}",
-                    result.policy_name,
-                    result.reason,
-                    details={"metadata": result.metadata},
-                )
+                raise _violation(result)
+
+    async def reserve(self, context: Mapping[str, Any]) -> Reservation:
+        """Have every policy decide and reserve, in order, for one dispatch of a task.
+
+        At the first denial what was reserved is given back and PolicyViolationError, code POLICY_VIOLATION,
+        is raised; also when this coroutine is cancelled nothing stays reserved.
+        """
+        asked: list[Policy] = []
+        context = {"reservation": uuid.uuid4().hex, **context}
+        reservation = Reservation(asked, context, self._failures)
+        try:
+            for policy in self.policies:
+                await self._reserve(policy, context, asked)
+        except BaseException:
+            if asked:
+                await asyncio.shield(reservation.release())
+            raise
+        return reservation
 
     async def check(self, context: Mapping[str, Any]) -> bool:
         """Tell whether every policy allows."""
@@ -74,7 +165,31 @@ class PolicyEngine:
     async def _evaluate(self, policy: Policy, context: Mapping[str, Any]) -> PolicyResult:
         try:
             return await policy.evaluate(context)
+        except Exception as error:  # noqa: BLE001 - it is logged as a denial
+            return self._raised(policy, error)
+
+    async def _reserve(self, policy: Policy, context: Mapping[str, Any], asked: list[Policy]) -> None:
+        """Have one policy reserve, and note it first: one that raises or is cancelled may have reserved."""
+        asked.append(policy)
+        try:
+            result = await policy.reserve(context)
         except Exception as error:
-            logger.exception("policy %s raised, which counts as a denial", policy.name)
-            reason = f"it raised {type(error).__name__}: {error}"
-            return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)
+            raise _violation(self._raised(policy, error)) from error
+        if not result.allowed:
+            asked.pop()
+            raise _violation(result)
+
+    def _raised(self, policy: Policy, error: Exception) -> PolicyResult:
+        self._failures[policy.name] += 1
+        logger.error("policy %s raised, which counts as a denial", policy.name, exc_info=error)
+        reason = f"it raised {type(error).__name__}: {error}"
+        return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)
+
+
+def _violation(result: PolicyResult) -> PolicyViolationError:
+    return PolicyViolationError(
+        f"Policy {result.policy_name!r} denies it: {result.reason}",
+        result.policy_name,
+        result.reason,
+        details={"metadata": result.metadata},
+    )

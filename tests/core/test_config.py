@@ -53,6 +53,7 @@ def test_defaults(tmp_path: Path) -> None:
             "hard_limit_grace": 5.0,
         },
         "node": {"agent": None, "agent_id": None, "heartbeat_interval": 2.0},
+        "policies": [],
         "errors": {
             "retry": RetryPolicy().model_dump(),
             "breaker": {"failure_threshold": 5, "recovery_timeout": 60.0, "success_threshold": 2},
@@ -277,3 +278,10 @@ def test_broker_and_redis_stand_in_for_each_other(
     config = ConductorConfig.model_validate({"broker_url": broker, "redis": {"url": redis}})
     assert config.effective_broker_url == effective_broker
     assert config.effective_redis_url == effective_redis
+
+
+def test_a_password_is_masked_also_where_no_url_belongs() -> None:
+    write(f"bus: {{buffer_size: 'redis://:{SECRET}@host'}}")
+    message = failure()
+    assert "redis://:***@host" in message
+    assert SECRET not in message
