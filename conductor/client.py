@@ -287,7 +287,7 @@ class _Parts:
             expires_seconds=config.redis.expires_seconds,
         )
         self.dispatcher = Dispatcher(config, addresses)
-        self.dead_letters = DeadLetterQueue(config, addresses)
+        self.dead_letters = DeadLetterQueue(config, addresses.broker_url, addresses.redis_url)
 
     async def open(self) -> None:
         try:

@@ -17,24 +17,25 @@ from conductor.broker.reopening import Reopening
 from conductor.broker.replaying import Replaying, ReplayReport
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.transport import kombu_connection, limit_reading
+from conductor.core.dead_letters import DeadLetter
 from conductor.core.exceptions import ConfigurationError, MessageBusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from conductor.broker.addresses import Addresses
     from conductor.broker.letter_shelf import Shelf
     from conductor.core.config import ConductorConfig
-    from conductor.core.dead_letters import DeadLetter
 
 #: Seconds that the broker may be silent.
 IO_TIMEOUT = 5.0
 #: Seconds to wait for somebody else who reads or changes the letters on RabbitMQ.
 BUSY_TIMEOUT = 10.0
+#: Characters of the beginning of an id that may stand for it.
+SHORT_ID = 8
 
 T = TypeVar("T")
-Letters = list["DeadLetter"]
+Letters = list[DeadLetter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,23 @@ class DeadLetterQueue:
     """
 
     def __init__(
-        self, config: ConductorConfig, addresses: Addresses, *, busy_timeout: float = BUSY_TIMEOUT
+        self,
+        config: ConductorConfig,
+        broker_url: str,
+        redis_url: str | None,
+        *,
+        busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
+        """Without `redis_url`, that of the result backend, no task can be replayed; all else works."""
         self._config = config
-        self._broker_url = addresses.broker_url
+        self._broker_url = broker_url
         self._busy_timeout = busy_timeout
-        self._reopening = Reopening(config, addresses.redis_url)
+        self._reopening = Reopening(config, redis_url) if redis_url else None
 
     async def close(self) -> None:
         """Let go of the result backend."""
-        await self._reopening.close()
+        if self._reopening is not None:
+            await self._reopening.close()
 
     async def list(self, *, limit: int | None = 50, offset: int = 0, **filters: Unpack[Filters]) -> Letters:
         """List letters, the oldest first; see `Filters`. ConfigurationError: a filter makes no sense."""
@@ -82,7 +90,7 @@ class DeadLetterQueue:
         chosen = LetterFilter.of(filters)
 
         def look(shelf: Shelf, stop: threading.Event) -> LetterPage:
-            letters, total, unreadable = list["DeadLetter"](), 0, 0
+            letters, total, unreadable = Letters(), 0, 0
             with closing(shelf.walk()) as walk:
                 for found in walk:
                     if stop.is_set():
@@ -98,19 +106,26 @@ class DeadLetterQueue:
         return await self._do(look, "list dead letters")
 
     async def get(self, letter_id: str) -> DeadLetter | None:
-        """Find the letter with an id, or else the newest one of the task with it; None if there is none."""
+        """Find the letter with an id, or else the newest one of the task with it; None if there is none.
+
+        The first eight characters of a letter's id, or more, are enough where no other begins with them.
+        """
 
         def look(shelf: Shelf, stop: threading.Event) -> DeadLetter | None:
-            newest = None
+            newest, similar = None, Letters()
             with closing(shelf.walk()) as walk:
                 for letter in (found.letter for found in walk):
                     if stop.is_set():
                         break
-                    if letter is not None and letter.letter_id == letter_id:
+                    if letter is None:
+                        continue
+                    if letter.letter_id == letter_id:
                         return letter
-                    if letter is not None and letter.task_id == letter_id:
+                    if letter.task_id == letter_id:
                         newest = letter
-            return newest
+                    elif len(letter_id) >= SHORT_ID and letter.letter_id.startswith(letter_id):
+                        similar.append(letter)
+            return newest or (similar[0] if len(similar) == 1 else None)
 
         return await self._do(look, "look for a dead letter")
 
@@ -181,8 +196,8 @@ class DeadLetterQueue:
         letter = await self.get(letter_id)
         if letter is None:
             raise MessageBusError(
-                f"There is no dead letter {letter_id!r}, and none of a task with this id: it may have been "
-                "replayed or purged.",
+                f"There is no dead letter {letter_id!r}, and none of a task with this id, or several begin "
+                "so: it may have been replayed or purged.",
                 "DEAD_LETTER_NOT_FOUND",
                 {"letter_id": letter_id},
             )

@@ -27,7 +27,7 @@ class AmqpShelf:
     """See `Shelf`. One reader at a time over all processes: others do not see the messages that it holds."""
 
     def __init__(self, connection: Connection, busy_timeout: float) -> None:
-        """`connection` confirms what is published. MessageBusError, DLQ_BUSY, after `busy_timeout` seconds."""
+        """`connection` confirms what is published; after `busy_timeout` seconds there is a DLQ_BUSY error."""
         self._connection = connection
         self._busy_timeout = busy_timeout
         self._reading: Any = None
@@ -98,6 +98,7 @@ class AmqpShelf:
             queue(self._sending).declare()
         message = self._sending.prepare_message(
             replay.body,
+            priority=replay.priority,
             content_type=replay.content_type,
             content_encoding=replay.content_encoding,
             headers=replay.headers,

@@ -99,6 +99,7 @@ class RedisShelf:
     def _envelope(self, replay: Replay) -> dict[str, Any]:
         message: dict[str, Any] = self._channel.prepare_message(
             replay.body,
+            priority=replay.priority,
             content_type=replay.content_type,
             content_encoding=replay.content_encoding,
             headers=replay.headers,
