@@ -4,17 +4,17 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-from kombu import Connection
-
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses
 from conductor.broker.app import create_app
 from conductor.broker.dead_letters import encode_body, publish_dead_letter
+from conductor.broker.node_intake import HANDLE_MESSAGE
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.fields import utc_now
+from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
 
 
@@ -35,44 +35,48 @@ def task_letter(
     addresses: Addresses, task: TaskDefinition, agent_id: str, age: float = 0, **fields: Any
 ) -> DeadLetter:
     """The letter of a task as a node makes it of what it received, here after two retries and an ETA."""
+    facts = {"task_id": task.task_id, "task_name": task.name} | fields
+    keywords = {"run": f"first-{task.task_id}"}
+    celery = (task.task_id, EXECUTE_TASK, task.model_dump(mode="json"), keywords)
+    return _celery_letter(addresses, celery, agent_id, age, facts)
+
+
+def request_letter(addresses: Addresses, request: AgentMessage, agent_id: str) -> DeadLetter:
+    """The same of a request to an agent."""
+    keywords = {"agent_id": agent_id, "reply_to": None, "run": request.message_id}
+    celery = (request.message_id, HANDLE_MESSAGE, request.model_dump(mode="json"), keywords)
+    return _celery_letter(addresses, celery, agent_id, 0, {"message_id": request.message_id})
+
+
+def _celery_letter(
+    addresses: Addresses,
+    celery: tuple[str, str, dict[str, Any], dict[str, Any]],
+    agent_id: str,
+    age: float,
+    facts: dict[str, Any],
+) -> DeadLetter:
     app = create_app(
         ConductorConfig(broker_url=addresses.broker_url, redis={"url": addresses.redis_url}),
         addresses=addresses,
         set_as_current=False,
     )
+    task_id, name, argument, keywords = celery
     message = app.amqp.as_task_v2(
-        task.task_id,
-        EXECUTE_TASK,
-        args=(task.model_dump(mode="json"),),
-        kwargs={"run": f"first-{task.task_id}"},
-        retries=2,
-        countdown=1000,
-        expires=2000,
-        time_limit=60,
+        task_id, name, (argument,), keywords, retries=2, countdown=1000, expires=2000, time_limit=60
     )
     # A queue that no node listens to: it is the test that takes the message.
     queue = topology.agent_queue(f"aside-{uuid.uuid4().hex}")
     with kombu_connection(addresses.broker_url) as connection:
-        app.amqp.send_task_message(app.amqp.Producer(connection), EXECUTE_TASK, message, queue=queue)
-        received = take(connection, queue.name)
+        app.amqp.send_task_message(app.amqp.Producer(connection), name, message, queue=queue)
+        [received] = take_all(addresses.broker_url, queue.name)
         queue(connection.default_channel).delete()
+    app.close()
     body, encoding = encode_body(received.body)
     properties = {**received.properties, "content_type": received.content_type}
     properties.pop("application_headers", None)
-    return a_letter(
-        age,
-        **{
-            "task_id": task.task_id,
-            "task_name": task.name,
-            "agent_id": agent_id,
-            "queue": topology.agent_queue(agent_id).name,
-            "body": body,
-            "body_encoding": encoding,
-            "headers": dict(received.headers),
-            "properties": properties,
-            **fields,
-        },
-    )
+    sent = {"body": body, "body_encoding": encoding, "headers": dict(received.headers)}
+    place = {"agent_id": agent_id, "queue": topology.agent_queue(agent_id).name, "properties": properties}
+    return a_letter(age, **(sent | place | facts))
 
 
 def put(url: str, *letters: DeadLetter) -> None:
@@ -90,15 +94,6 @@ def put_raw(url: str, body: Any, headers: dict[str, Any] | None = None) -> None:
         connection.Producer().publish(
             body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], headers=headers
         )
-
-
-def take(connection: Connection, queue: str) -> Any:
-    """Take the next message of a queue."""
-    message = connection.default_channel.basic_get(queue)
-    assert message is not None, f"nothing is in {queue}"
-    python = connection.default_channel.message_to_python(message)
-    python.ack()
-    return python
 
 
 def take_all(url: str, queue: str) -> list[Any]:

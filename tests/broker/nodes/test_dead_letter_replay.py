@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from conductor.client import Conductor
-from conductor.core.enums import TaskStatus
+from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.messages import AgentMessage
 from tests.broker.nodes.conftest import task
 from tests.support.agents import notes
-from tests.support.letters import put, task_letter
+from tests.support.letters import put, request_letter, task_letter
 from tests.support.nodes import AgentNode, Farm
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -33,39 +35,52 @@ async def test_a_replayed_task_is_done_under_its_id(
     assert await conductor.dead_letters.count() == 0
 
 
-async def test_a_task_that_failed_on_a_node_gets_a_new_result_that_everybody_sees(
+async def test_a_task_that_failed_gets_a_new_result_that_everybody_finds(
     conductor: Conductor, agent: AgentNode, farm: Farm, tmp_path: Path
 ) -> None:
     order = task("wait_for_file", file=tmp_path / "go", timeout=1, log=tmp_path / "log")
-    handle = await conductor.dispatch(order, agent.agent_id)
-    assert (await handle.result(20)).status is TaskStatus.FAILED
-    letters = [
-        letter for letter in await conductor.dead_letters.list() if letter.task_id == order.task_id
-    ] or [task_letter(farm.addresses, order, agent.agent_id)]
-    if not await conductor.dead_letters.count():
-        put(farm.addresses.broker_url, *letters)
-    (tmp_path / "go").touch()
+    await (await conductor.dispatch(order, agent.agent_id)).result(20)
+    letter = task_letter(farm.addresses, order, agent.agent_id)
+    put(farm.addresses.broker_url, letter)
     async with Conductor(farm.config) as elsewhere:
-        old = await elsewhere.handle(order.task_id)
-        assert old.status() is TaskStatus.FAILED
-        await conductor.dead_letters.replay(letters[0].letter_id)
-        new = await asyncio.gather(elsewhere.handle(order.task_id), conductor.handle(order.task_id))
-        for handle in new:
+        assert (await elsewhere.handle(order.task_id)).status() is TaskStatus.FAILED
+        (tmp_path / "go").touch()
+        await elsewhere.dead_letters.replay(letter.letter_id)
+        for handle in (await elsewhere.handle(order.task_id), await conductor.handle(order.task_id)):
             assert (await handle.result(20)).status is TaskStatus.COMPLETED
     assert len(notes(tmp_path / "log")) == 2
 
 
-async def test_who_waits_already_when_it_is_replayed_gets_the_result(
+async def test_a_replayed_task_that_waits_can_be_cancelled(
     conductor: Conductor, agent: AgentNode, farm: Farm, tmp_path: Path
 ) -> None:
-    """The first run never ended here: its task died while it was in the queue of nobody."""
-    order = task("wait_for_file", file=tmp_path / "go")
+    busy = await conductor.dispatch(task("wait_for_file", file=tmp_path / "go"), agent.agent_id)
+    order = task(log=tmp_path / "log")
     letter = task_letter(farm.addresses, order, agent.agent_id)
     put(farm.addresses.broker_url, letter)
-    await conductor.dead_letters.replay(order.task_id)
-    waiting = asyncio.ensure_future((await conductor.handle(order.task_id)).result(20))
+    await conductor.dead_letters.replay(letter.letter_id)
+    handle = await conductor.handle(order.task_id)
+    assert handle.status() is TaskStatus.PENDING
+    assert await handle.cancel()
+    assert (await handle.result(20)).status is TaskStatus.SKIPPED
     (tmp_path / "go").touch()
-    assert (await waiting).status is TaskStatus.COMPLETED
+    await busy.result(20)
+    await (await conductor.dispatch(task(), agent.agent_id)).result(20)
+    assert notes(tmp_path / "log") == []
+
+
+async def test_a_replayed_request_is_answered_anew(
+    conductor: Conductor, agent: AgentNode, farm: Farm, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    request = AgentMessage(
+        message_type=MessageType.FEEDBACK, sender_id="t", payload={"do": "echo", "log": str(log)}
+    )
+    letter = request_letter(farm.addresses, request, agent.agent_id)
+    put(farm.addresses.broker_url, letter)
+    assert (await conductor.dead_letters.replay(letter.letter_id)).replayed == [letter.letter_id]
+    await wait_until(lambda: notes(log), timeout=20)
+    assert [note["message"] for note in notes(log)] == [request.message_id]
 
 
 async def test_many_replayed_tasks_are_each_done_once(
