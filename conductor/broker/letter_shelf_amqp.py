@@ -32,6 +32,7 @@ class AmqpShelf:
         self._busy_timeout = busy_timeout
         self._reading: Any = None
         self._sending: Any = None
+        self._declared: set[str] = set()
 
     def count(self) -> int:
         """See `Shelf.count`."""
@@ -64,6 +65,7 @@ class AmqpShelf:
             self._send(replay)
         except (MessageNacked, *self._connection.channel_errors) as error:
             self._sending = None
+            self._declared.discard(replay.queue)
             raise UndeliverableError(_reason(replay, error)) from error
         return self.remove(found)
 
@@ -92,10 +94,12 @@ class AmqpShelf:
         if self._sending is None or not self._sending.is_open:
             self._sending = self._connection.channel()
         queue = work_queue(replay.queue)
-        if queue is None:
-            self._sending.queue_declare(replay.queue, passive=True)
-        else:
-            queue(self._sending).declare()
+        if replay.queue not in self._declared:
+            if queue is None:
+                self._sending.queue_declare(replay.queue, passive=True)
+            else:
+                queue(self._sending).declare()
+            self._declared.add(replay.queue)
         message = self._sending.prepare_message(
             replay.body,
             priority=replay.priority,
