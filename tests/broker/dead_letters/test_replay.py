@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import threading
 import uuid
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import redis
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses
 from conductor.broker.dead_letter_queue import DeadLetterQueue
-from conductor.broker.dead_letters import encode_body
+from conductor.broker.dead_letters import encode_body, publish_dead_letter
+from conductor.broker.letter_shelf_redis import RedisShelf
 from conductor.broker.reopening import Reopening
+from conductor.broker.replay import replay_of
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection
 from conductor.core.config import ConductorConfig
@@ -235,13 +238,47 @@ async def test_an_operator_who_died_after_sending_does_not_make_the_task_run_twi
 
 
 async def test_what_dies_again_meanwhile_waits_for_the_next_replay(queue: DeadLetterQueue, url: str) -> None:
-    """A letter whose queue is the dead letters' own comes back at once, and yet the replay ends."""
-    letters = [a_letter(queue="conductor.dlq") for _ in range(3)]
+    name = f"conductor.agent.{an_agent()}"
+    letters = [a_letter(queue=name) for _ in range(400)]
     put(url, *letters)
-    async with asyncio.timeout(30):
-        report = await queue.replay(all=True)
+    over = threading.Event()
+
+    def die_again() -> int:
+        died = 0
+        with kombu_connection(url) as connection:
+            channel, producer = connection.default_channel, connection.Producer()
+            topology.work_queue(name)(channel).declare()  # type: ignore[misc]
+            while not over.is_set() or died < len(letters):
+                if channel.basic_get(name, no_ack=True) is not None:
+                    publish_dead_letter(producer, a_letter(queue=name))
+                    died += 1
+        return died
+
+    dying = asyncio.ensure_future(asyncio.to_thread(die_again))
+    try:
+        async with asyncio.timeout(60):
+            report = await queue.replay(all=True)
+    finally:
+        over.set()
     assert report.replayed == ids(letters)
-    assert await queue.count() == 3
+    assert await dying == len(letters)
+    assert await queue.count() == len(letters)
+
+
+def test_on_redis_a_letter_that_somebody_took_is_not_taken_again(valkey_url: str) -> None:
+    url = f"{valkey_url.rpartition('/')[0]}/5"
+    empty(url)
+    letter = a_letter()
+    put(url, letter)
+    with kombu_connection(url) as ours, kombu_connection(url) as theirs:
+        shelf, other = RedisShelf(ours), RedisShelf(theirs)
+        found = next(shelf.walk())
+        assert shelf.holds(found)
+        assert other.remove(next(other.walk()))
+        assert not shelf.holds(found)
+        assert not shelf.remove(found)
+        assert not shelf.move(found, replay_of(letter, str(letter.queue)))
+        assert ours.default_channel.client.llen(letter.queue) == 0
 
 
 @pytest.fixture
