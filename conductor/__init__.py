@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
+    from conductor.broker.dead_letter_queue import DeadLetterQueue
     from conductor.client import Conductor, TaskHandle
     from conductor.core.config import ConductorConfig, load_config
+    from conductor.core.dead_letters import DeadLetter, DeadLetterReason
     from conductor.core.enums import (
         AgentStatus,
         AgentType,
@@ -49,8 +51,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conductor.agents.base": ["BaseAgent"],
+    "conductor.broker.dead_letter_queue": ["DeadLetterQueue"],
     "conductor.client": ["Conductor", "TaskHandle"],
     "conductor.core.config": ["ConductorConfig", "load_config"],
+    "conductor.core.dead_letters": ["DeadLetter", "DeadLetterReason"],
     "conductor.core.enums": [
         "AgentStatus",
         "AgentType",
@@ -101,6 +105,9 @@ __all__ = [
     "ConductorConfig",
     "ConductorError",
     "ConfigurationError",
+    "DeadLetter",
+    "DeadLetterQueue",
+    "DeadLetterReason",
     "ErrorHandler",
     "ErrorPayload",
     "FeedbackPayload",

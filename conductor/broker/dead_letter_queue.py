@@ -195,12 +195,7 @@ class DeadLetterQueue:
             return chosen
         letter = await self.get(letter_id)
         if letter is None:
-            raise MessageBusError(
-                f"There is no dead letter {letter_id!r}, and none of a task with this id, or several begin "
-                "so: it may have been replayed or purged.",
-                "DEAD_LETTER_NOT_FOUND",
-                {"letter_id": letter_id},
-            )
+            raise not_found(letter_id)
         return LetterFilter.of(filters, letter.letter_id)
 
     async def _do(
@@ -242,3 +237,13 @@ class DeadLetterQueue:
             raise problem from error
         finally:
             connection.release()
+
+
+def not_found(letter_id: str) -> MessageBusError:
+    """Make the error of an id that no letter has."""
+    return MessageBusError(
+        f"There is no dead letter {letter_id!r}, nor one of a task with this id (or several begin so): it "
+        "may have been replayed or purged.",
+        "DEAD_LETTER_NOT_FOUND",
+        {"letter_id": letter_id},
+    )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at what nobody could do, replay it or delete it.")
 
 Id = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="The id of a dead letter, or of a task: its newest.")
+    str | None, typer.Argument(metavar="ID", help="The id of a dead letter, or of a task: its newest.")
 ]
 Reason = Annotated[DeadLetterReason | None, typer.Option(help="Only what is dead for this reason.")]
 Agent = Annotated[str | None, typer.Option(help="Only that of an agent, by its id or type.")]

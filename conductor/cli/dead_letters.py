@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
 from conductor.broker.addresses import find_addresses
-from conductor.broker.dead_letter_queue import DeadLetterQueue
+from conductor.broker.dead_letter_queue import DeadLetterQueue, not_found
 from conductor.broker.letter_filter import Filters
 from conductor.cli.execution import FAILED
 from conductor.cli.letter_view import describe, table_of
 from conductor.cli.output import Output
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetterReason
-from conductor.core.exceptions import ConfigurationError, MessageBusError
+from conductor.core.exceptions import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ async def show_one(config: ConductorConfig, output: Output, letter_id: str) -> i
     async with _dead_letters(config) as queue:
         letter = await queue.get(letter_id)
     if letter is None:
-        raise MessageBusError(f"there is no dead letter {letter_id}, nor one of a task with this id")
+        raise not_found(letter_id)
     if not output.as_json:
         output.say(describe(letter))
     output.emit(letter.model_dump(mode="json"), indent=2)

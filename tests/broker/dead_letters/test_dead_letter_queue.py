@@ -17,6 +17,7 @@ from conductor.store.embedded import EmbeddedServer
 from tests.broker.dead_letters.conftest import QueueMaker
 from tests.support import rabbitmq
 from tests.support.letters import a_letter, empty, put, put_raw
+from tests.support.proxy import Proxy
 
 
 def ids(letters: list[DeadLetter]) -> list[str]:
@@ -195,6 +196,18 @@ async def test_a_broker_that_is_not_there_is_named_without_its_password(valkey_u
                 await call
             assert caught.value.error_code == "BROKER_UNAVAILABLE"
             assert "hidden" not in str(caught.value)
+
+
+async def test_a_broker_that_falls_silent_holds_nobody_up(url: str) -> None:
+    put(url, a_letter())
+    async with Proxy(url) as proxy, asyncio.timeout(60):
+        config = ConductorConfig(bus={"connect_timeout": 0.5})
+        queue = DeadLetterQueue(config, proxy.url, None)
+        assert await queue.count() == 1
+        proxy.fall_silent()
+        with pytest.raises(MessageBusError) as caught:
+            await queue.list()
+        assert caught.value.error_code == "BROKER_UNAVAILABLE"
 
 
 async def test_on_rabbitmq_somebody_who_does_not_finish_is_told_of(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from kombu import Connection
 
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses
@@ -281,6 +282,26 @@ def test_on_redis_a_letter_that_somebody_took_is_not_taken_again(valkey_url: str
         assert ours.default_channel.client.llen(letter.queue) == 0
 
 
+async def test_a_cancelled_replay_ends_after_the_letter_it_is_at(
+    queue: DeadLetterQueue, addresses: Addresses
+) -> None:
+    agent = an_agent()
+    letters = many_letters(addresses, agent, 600)
+    put(addresses.broker_url, *letters)
+    destination = topology.agent_queue(agent)
+    with kombu_connection(addresses.broker_url) as connection:
+        destination(connection.default_channel).declare()
+        replaying = asyncio.ensure_future(queue.replay(all=True))
+        await wait_until(lambda: moved(connection, destination.name), interval=0.001)
+        replaying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await replaying
+    left = ids(await queue.list(limit=None))
+    assert left
+    sent = [message.headers["id"] for message in take_all(addresses.broker_url, destination.name)]
+    assert sorted([*left, *(f"letter-{task_id}" for task_id in sent)]) == sorted(ids(letters))
+
+
 @pytest.fixture
 def directory(addresses: Addresses, tmp_path: Path) -> Path:
     """Where commands find these servers."""
@@ -290,6 +311,12 @@ def directory(addresses: Addresses, tmp_path: Path) -> Path:
 
 def replay_all(directory: Path) -> Background:
     return Background(directory / "data", "dlq", "replay", "--all", "--json", cwd=directory)
+
+
+def moved(connection: Connection, name: str) -> int:
+    # An empty list is not there on Redis.
+    passive = connection.transport.driver_type == topology.AMQP
+    return int(connection.default_channel.queue_declare(name, passive=passive).message_count)
 
 
 def many_letters(addresses: Addresses, agent: str, number: int) -> list[DeadLetter]:
@@ -326,17 +353,10 @@ async def test_an_operator_who_is_killed_loses_nothing(
     letters = many_letters(addresses, agent, 1500)
     destination = topology.agent_queue(agent)
     with kombu_connection(addresses.broker_url) as connection:
-        channel = connection.default_channel
-        destination(channel).declare()
+        destination(connection.default_channel).declare()
         put(addresses.broker_url, *letters)
         operator = replay_all(directory)
-
-        def moved() -> int:
-            # An empty list is not there on Redis.
-            passive = addresses.broker_url.startswith("amqp")
-            return int(channel.queue_declare(destination.name, passive=passive).message_count)
-
-        await wait_until(moved, timeout=60, interval=0.002)
+        await wait_until(lambda: moved(connection, destination.name), timeout=60, interval=0.002)
         operator.process.kill()
         operator.process.wait()
     assert operator.process.returncode == -signal.SIGKILL, operator
