@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from conductor.broker.replaying import Replaying, ReplayReport
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.transport import kombu_connection, limit_reading
 from conductor.core.dead_letters import DeadLetter
-from conductor.core.exceptions import ConfigurationError, MessageBusError
+from conductor.core.exceptions import ConductorError, ConfigurationError, MessageBusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,32 +79,13 @@ class DeadLetterQueue:
 
     async def list(self, *, limit: int | None = 50, offset: int = 0, **filters: Unpack[Filters]) -> Letters:
         """List letters, the oldest first; see `Filters`. ConfigurationError: a filter makes no sense."""
-        return (await self.page(limit=limit, offset=offset, **filters)).letters
+        return (await self._look(limit, offset, filters, to_the_end=False)).letters
 
     async def page(
         self, *, limit: int | None = 50, offset: int = 0, **filters: Unpack[Filters]
     ) -> LetterPage:
         """List letters as `list` does, and count them and what cannot be read."""
-        if offset < 0 or (limit is not None and limit < 0):
-            raise ConfigurationError(f"limit and offset: {limit} and {offset} must not be negative")
-        wanted = range(offset, offset + limit) if limit is not None else None
-        chosen = LetterFilter.of(filters)
-
-        def look(shelf: Shelf, stop: threading.Event) -> LetterPage:
-            letters, total, unreadable = Letters(), 0, 0
-            with closing(shelf.walk()) as walk:
-                for found in walk:
-                    if stop.is_set():
-                        break
-                    if found.letter is None:
-                        unreadable += 1
-                    elif chosen.matches(found.letter):
-                        if total >= offset and (wanted is None or total in wanted):
-                            letters.append(found.letter)
-                        total += 1
-            return LetterPage(letters, total, unreadable)
-
-        return await self._do(look, "list dead letters")
+        return await self._look(limit, offset, filters, to_the_end=True)
 
     async def get(self, letter_id: str) -> DeadLetter | None:
         """Find the letter with an id, or else the newest one of the task with it; None if there is none.
@@ -182,6 +164,30 @@ class DeadLetterQueue:
 
         return await self._do(work, "purge dead letters")
 
+    async def _look(
+        self, limit: int | None, offset: int, filters: Filters, *, to_the_end: bool
+    ) -> LetterPage:
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ConfigurationError(f"limit and offset: {limit} and {offset} must not be negative")
+        end = sys.maxsize if limit is None else offset + limit
+        chosen = LetterFilter.of(filters)
+
+        def look(shelf: Shelf, stop: threading.Event) -> LetterPage:
+            letters, total, unreadable = Letters(), 0, 0
+            with closing(shelf.walk()) as walk:
+                for found in walk:
+                    if stop.is_set() or (total >= end and not to_the_end):
+                        break
+                    if found.letter is None:
+                        unreadable += 1
+                    elif chosen.matches(found.letter):
+                        if offset <= total < end:
+                            letters.append(found.letter)
+                        total += 1
+            return LetterPage(letters, total, unreadable)
+
+        return await self._do(look, "list dead letters")
+
     async def _choose(
         self, letter_id: str | None, filters: Filters, *, everything: bool, verb: str
     ) -> LetterFilter:
@@ -235,6 +241,9 @@ class DeadLetterQueue:
             problem = broker_unavailable(error, wish)
             problem.details |= details()
             raise problem from error
+        except ConductorError as error:
+            error.details |= details()
+            raise
         finally:
             connection.release()
 

@@ -22,6 +22,7 @@ from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetter
+from conductor.core.exceptions import StateError
 from conductor.core.models import TaskDefinition
 from tests.broker.dead_letters.conftest import QueueMaker
 from tests.support.cli import Background
@@ -159,6 +160,20 @@ async def test_a_task_that_was_dispatched_again_is_not_disturbed(
     record = record_of(records, letter.task_id)
     assert record is not None
     assert record["kwargs"] == {"run": "another run"}
+
+
+async def test_without_the_results_a_task_stays_and_the_error_says_what_was_replayed(
+    addresses: Addresses,
+) -> None:
+    event, task = a_letter(), task_letter(addresses, a_task(), an_agent())
+    put(addresses.broker_url, event, task)
+    config = ConductorConfig(bus={"connect_timeout": 0.5, "publish_timeout": 0.5})
+    queue = DeadLetterQueue(config, addresses.broker_url, "redis://127.0.0.1:1/0")
+    with pytest.raises(StateError) as caught:
+        await queue.replay(all=True)
+    assert caught.value.error_code == "STATE_UNAVAILABLE"
+    assert caught.value.details["replayed"] == [event.letter_id]
+    assert await queue.list() == [task]
 
 
 async def test_a_letter_without_a_way_back_stays_and_says_why(queue: DeadLetterQueue, url: str) -> None:
