@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import MessageNacked, NotFound, PreconditionFailed, ResourceLocked
+from amqp.exceptions import FrameSyntaxError, MessageNacked, NotFound, PreconditionFailed, ResourceLocked
 
 from conductor.broker.letter_shelf import Found, UndeliverableError, read
 from conductor.broker.topology import DEAD_LETTERS, DEAD_LETTERS_LOCK, WORK, dead_letter_queue, work_queue
@@ -67,6 +68,9 @@ class AmqpShelf:
             self._sending = None
             self._declared.discard(replay.queue)
             raise UndeliverableError(_reason(replay, error)) from error
+        except (ValueError, TypeError, FrameSyntaxError, struct.error) as error:
+            # Raised before anything is written.
+            raise UndeliverableError(f"its properties are none that RabbitMQ takes: {error}") from error
         return self.remove(found)
 
     @contextmanager

@@ -93,7 +93,7 @@ class RedisShelf:
             message = loads(raw)
             body = self._channel.decode_body(message["body"], message["properties"].get("body_encoding"))
             return read(raw, body, message["headers"])
-        except (ValueError, TypeError, KeyError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             return unreadable(raw, error)
 
     def _envelope(self, replay: Replay) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Replay:
 def replay_of(letter: DeadLetter, queue: str) -> Replay:
     """Make the message: a task as a new run under its id, anything else as it was."""
     given = letter.properties
+    priority = given.get("priority")
     binary = letter.body_encoding == BASE64
     encoding = given.get("content_encoding") or ("binary" if binary else "utf-8")
     properties = {name: given[name] for name in _PROPERTIES if given.get(name) is not None}
@@ -50,7 +51,7 @@ def replay_of(letter: DeadLetter, queue: str) -> Replay:
         body=decode_body(letter) if binary or encoding == "binary" else letter.body,
         headers={name: value for name, value in letter.headers.items() if name != ATTEMPT_HEADER},
         properties=properties | {"delivery_mode": PERSISTENT},
-        priority=given.get("priority"),
+        priority=priority if isinstance(priority, int) else None,
         content_type=given.get("content_type") or "application/json",
         content_encoding=encoding,
     )

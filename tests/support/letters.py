@@ -1,8 +1,11 @@
 """Dead letters made from what Celery really sends."""
 
+import json
 import uuid
 from datetime import timedelta
 from typing import Any
+
+import redis
 
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses
@@ -114,3 +117,40 @@ def empty(url: str) -> None:
         queue = topology.dead_letter_queue()(connection.default_channel)
         queue.declare()
         queue.purge()
+
+
+def ids(letters: list[DeadLetter]) -> list[str]:
+    """The ids of letters."""
+    return [letter.letter_id for letter in letters]
+
+
+def a_task() -> TaskDefinition:
+    """A task with text that is no ASCII."""
+    return TaskDefinition(name="a task", input_data={"text": "grüße"})
+
+
+def an_agent() -> str:
+    """An id that no agent has."""
+    return f"nobody-{uuid.uuid4().hex}"
+
+
+def record_of(records: redis.Redis, task_id: str | None) -> dict[str, object] | None:
+    """Celery's record of a task."""
+    raw = records.get(f"celery-task-meta-{task_id}")
+    return None if raw is None else json.loads(raw)
+
+
+def set_record(records: redis.Redis, task_id: str | None, status: str, run: str) -> None:
+    """File a task under a status."""
+    record = {"status": status, "task_id": task_id, "kwargs": {"run": run}, "result": None}
+    records.set(f"celery-task-meta-{task_id}", json.dumps(record), ex=60)
+
+
+def many_letters(addresses: Addresses, agent: str, number: int) -> list[DeadLetter]:
+    """The letters of so many tasks for an agent."""
+    template, letters = task_letter(addresses, a_task(), agent), []
+    for task_id in (f"{agent}-{count}" for count in range(number)):
+        headers = {**template.headers, "id": task_id}
+        changes = {"letter_id": f"letter-{task_id}", "task_id": task_id, "headers": headers}
+        letters.append(template.model_copy(update=changes))
+    return letters

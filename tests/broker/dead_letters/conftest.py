@@ -45,5 +45,5 @@ def queue(make_queue: QueueMaker) -> DeadLetterQueue:
 
 
 @pytest.fixture
-def records(addresses: Addresses) -> "redis.Redis[bytes]":
+def records(addresses: Addresses) -> redis.Redis:
     return redis.Redis.from_url(addresses.redis_url)

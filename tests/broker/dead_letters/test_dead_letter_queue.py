@@ -16,12 +16,8 @@ from conductor.core.exceptions import ConfigurationError, MessageBusError
 from conductor.store.embedded import EmbeddedServer
 from tests.broker.dead_letters.conftest import QueueMaker
 from tests.support import rabbitmq
-from tests.support.letters import a_letter, empty, put, put_raw
+from tests.support.letters import a_letter, empty, ids, put, put_raw
 from tests.support.proxy import Proxy
-
-
-def ids(letters: list[DeadLetter]) -> list[str]:
-    return [letter.letter_id for letter in letters]
 
 
 async def test_letters_are_listed_whole_oldest_first_and_stay(queue: DeadLetterQueue, url: str) -> None:
