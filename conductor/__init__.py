@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
     from conductor.agents.context import TaskContext
     from conductor.agents.function import agent
+    from conductor.broker.dead_letter_queue import DeadLetterQueue
     from conductor.client import Conductor, TaskHandle
     from conductor.core.config import ConductorConfig, load_config
+    from conductor.core.dead_letters import DeadLetter, DeadLetterReason
     from conductor.core.enums import (
         AgentStatus,
         AgentType,
@@ -64,8 +66,10 @@ _HOMES = {
     "conductor.agents.base": ["BaseAgent"],
     "conductor.agents.context": ["TaskContext"],
     "conductor.agents.function": ["agent"],
+    "conductor.broker.dead_letter_queue": ["DeadLetterQueue"],
     "conductor.client": ["Conductor", "TaskHandle"],
     "conductor.core.config": ["ConductorConfig", "load_config"],
+    "conductor.core.dead_letters": ["DeadLetter", "DeadLetterReason"],
     "conductor.core.enums": [
         "AgentStatus",
         "AgentType",
@@ -130,6 +134,9 @@ __all__ = [
     "ConductorConfig",
     "ConductorError",
     "ConfigurationError",
+    "DeadLetter",
+    "DeadLetterQueue",
+    "DeadLetterReason",
     "ErrorHandler",
     "ErrorPayload",
     "FeedbackPayload",

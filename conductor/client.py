@@ -328,7 +328,7 @@ class _Parts:
             expires_seconds=config.redis.expires_seconds,
         )
         self.dispatcher = Dispatcher(config, addresses, self.state)
-        self.dead_letters = DeadLetterQueue(config, addresses)
+        self.dead_letters = DeadLetterQueue(config, addresses.broker_url, addresses.redis_url)
         self.admission: Admission | None = None
 
     async def open(self) -> None:

@@ -61,7 +61,12 @@ async def test_two_that_start_at_once_share_one_server(tmp_path: Path) -> None:
 async def test_before_connecting_everything_says_so(tmp_path: Path) -> None:
     ours = Conductor(config(tmp_path))
     assert ours.config.data_dir == tmp_path / "data"
-    for use in (lambda: ours.bus, lambda: ours.state, lambda: ours.addresses):
+    for use in (
+        lambda: ours.bus,
+        lambda: ours.state,
+        lambda: ours.addresses,
+        lambda: ours.dead_letters,
+    ):
         with pytest.raises(ConductorError) as caught:
             use()
         assert caught.value.error_code == "NOT_CONNECTED"

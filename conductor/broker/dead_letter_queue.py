@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,24 +18,25 @@ from conductor.broker.reopening import Reopening
 from conductor.broker.replaying import Replaying, ReplayReport
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.transport import kombu_connection, limit_reading
-from conductor.core.exceptions import ConfigurationError, MessageBusError
+from conductor.core.dead_letters import DeadLetter
+from conductor.core.exceptions import ConductorError, ConfigurationError, MessageBusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from conductor.broker.addresses import Addresses
     from conductor.broker.letter_shelf import Shelf
     from conductor.core.config import ConductorConfig
-    from conductor.core.dead_letters import DeadLetter
 
 #: Seconds that the broker may be silent.
 IO_TIMEOUT = 5.0
 #: Seconds to wait for somebody else who reads or changes the letters on RabbitMQ.
 BUSY_TIMEOUT = 10.0
+#: Characters of the beginning of an id that may stand for it.
+SHORT_ID = 8
 
 T = TypeVar("T")
-Letters = list["DeadLetter"]
+Letters = list[DeadLetter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,60 +59,55 @@ class DeadLetterQueue:
     """
 
     def __init__(
-        self, config: ConductorConfig, addresses: Addresses, *, busy_timeout: float = BUSY_TIMEOUT
+        self,
+        config: ConductorConfig,
+        broker_url: str,
+        redis_url: str | None,
+        *,
+        busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
+        """Without `redis_url`, that of the result backend, no task can be replayed; all else works."""
         self._config = config
-        self._broker_url = addresses.broker_url
+        self._broker_url = broker_url
         self._busy_timeout = busy_timeout
-        self._reopening = Reopening(config, addresses.redis_url)
+        self._reopening = Reopening(config, redis_url) if redis_url else None
 
     async def close(self) -> None:
         """Let go of the result backend."""
-        await self._reopening.close()
+        if self._reopening is not None:
+            await self._reopening.close()
 
     async def list(self, *, limit: int | None = 50, offset: int = 0, **filters: Unpack[Filters]) -> Letters:
         """List letters, the oldest first; see `Filters`. ConfigurationError: a filter makes no sense."""
-        return (await self.page(limit=limit, offset=offset, **filters)).letters
+        return (await self._look(limit, offset, filters, to_the_end=False)).letters
 
     async def page(
         self, *, limit: int | None = 50, offset: int = 0, **filters: Unpack[Filters]
     ) -> LetterPage:
         """List letters as `list` does, and count them and what cannot be read."""
-        if offset < 0 or (limit is not None and limit < 0):
-            raise ConfigurationError(f"limit and offset: {limit} and {offset} must not be negative")
-        wanted = range(offset, offset + limit) if limit is not None else None
-        chosen = LetterFilter.of(filters)
-
-        def look(shelf: Shelf, stop: threading.Event) -> LetterPage:
-            letters, total, unreadable = list["DeadLetter"](), 0, 0
-            with closing(shelf.walk()) as walk:
-                for found in walk:
-                    if stop.is_set():
-                        break
-                    if found.letter is None:
-                        unreadable += 1
-                    elif chosen.matches(found.letter):
-                        if total >= offset and (wanted is None or total in wanted):
-                            letters.append(found.letter)
-                        total += 1
-            return LetterPage(letters, total, unreadable)
-
-        return await self._do(look, "list dead letters")
+        return await self._look(limit, offset, filters, to_the_end=True)
 
     async def get(self, letter_id: str) -> DeadLetter | None:
-        """Find the letter with an id, or else the newest one of the task with it; None if there is none."""
+        """Find the letter with an id, or else the newest one of the task with it; None if there is none.
+
+        The first eight characters of a letter's id, or more, are enough where no other begins with them.
+        """
 
         def look(shelf: Shelf, stop: threading.Event) -> DeadLetter | None:
-            newest = None
+            newest, similar = None, Letters()
             with closing(shelf.walk()) as walk:
                 for letter in (found.letter for found in walk):
                     if stop.is_set():
                         break
-                    if letter is not None and letter.letter_id == letter_id:
+                    if letter is None:
+                        continue
+                    if letter.letter_id == letter_id:
                         return letter
-                    if letter is not None and letter.task_id == letter_id:
+                    if letter.task_id == letter_id:
                         newest = letter
-            return newest
+                    elif len(letter_id) >= SHORT_ID and letter.letter_id.startswith(letter_id):
+                        similar.append(letter)
+            return newest or (similar[0] if len(similar) == 1 else None)
 
         return await self._do(look, "look for a dead letter")
 
@@ -167,6 +164,30 @@ class DeadLetterQueue:
 
         return await self._do(work, "purge dead letters")
 
+    async def _look(
+        self, limit: int | None, offset: int, filters: Filters, *, to_the_end: bool
+    ) -> LetterPage:
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ConfigurationError(f"limit and offset: {limit} and {offset} must not be negative")
+        end = sys.maxsize if limit is None else offset + limit
+        chosen = LetterFilter.of(filters)
+
+        def look(shelf: Shelf, stop: threading.Event) -> LetterPage:
+            letters, total, unreadable = Letters(), 0, 0
+            with closing(shelf.walk()) as walk:
+                for found in walk:
+                    if stop.is_set() or (total >= end and not to_the_end):
+                        break
+                    if found.letter is None:
+                        unreadable += 1
+                    elif chosen.matches(found.letter):
+                        if offset <= total < end:
+                            letters.append(found.letter)
+                        total += 1
+            return LetterPage(letters, total, unreadable)
+
+        return await self._do(look, "list dead letters")
+
     async def _choose(
         self, letter_id: str | None, filters: Filters, *, everything: bool, verb: str
     ) -> LetterFilter:
@@ -180,12 +201,7 @@ class DeadLetterQueue:
             return chosen
         letter = await self.get(letter_id)
         if letter is None:
-            raise MessageBusError(
-                f"There is no dead letter {letter_id!r}, and none of a task with this id: it may have been "
-                "replayed or purged.",
-                "DEAD_LETTER_NOT_FOUND",
-                {"letter_id": letter_id},
-            )
+            raise not_found(letter_id)
         return LetterFilter.of(filters, letter.letter_id)
 
     async def _do(
@@ -225,5 +241,18 @@ class DeadLetterQueue:
             problem = broker_unavailable(error, wish)
             problem.details |= details()
             raise problem from error
+        except ConductorError as error:
+            error.details |= details()
+            raise
         finally:
             connection.release()
+
+
+def not_found(letter_id: str) -> MessageBusError:
+    """Make the error of an id that no letter has."""
+    return MessageBusError(
+        f"There is no dead letter {letter_id!r}, nor one of a task with this id (or several begin so): it "
+        "may have been replayed or purged.",
+        "DEAD_LETTER_NOT_FOUND",
+        {"letter_id": letter_id},
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import MessageNacked, NotFound, PreconditionFailed, ResourceLocked
+from amqp.exceptions import FrameSyntaxError, MessageNacked, NotFound, PreconditionFailed, ResourceLocked
 
 from conductor.broker.letter_shelf import Found, UndeliverableError, read
 from conductor.broker.topology import DEAD_LETTERS, DEAD_LETTERS_LOCK, WORK, dead_letter_queue, work_queue
@@ -27,11 +28,12 @@ class AmqpShelf:
     """See `Shelf`. One reader at a time over all processes: others do not see the messages that it holds."""
 
     def __init__(self, connection: Connection, busy_timeout: float) -> None:
-        """`connection` confirms what is published; MessageBusError, DLQ_BUSY, after `busy_timeout` s."""
+        """`connection` confirms what is published; after `busy_timeout` seconds there is a DLQ_BUSY error."""
         self._connection = connection
         self._busy_timeout = busy_timeout
         self._reading: Any = None
         self._sending: Any = None
+        self._declared: set[str] = set()
 
     def count(self) -> int:
         """See `Shelf.count`."""
@@ -64,7 +66,11 @@ class AmqpShelf:
             self._send(replay)
         except (MessageNacked, *self._connection.channel_errors) as error:
             self._sending = None
+            self._declared.discard(replay.queue)
             raise UndeliverableError(_reason(replay, error)) from error
+        except (ValueError, TypeError, FrameSyntaxError, struct.error) as error:
+            # Raised before anything is written.
+            raise UndeliverableError(f"its properties are none that RabbitMQ takes: {error}") from error
         return self.remove(found)
 
     @contextmanager
@@ -92,12 +98,15 @@ class AmqpShelf:
         if self._sending is None or not self._sending.is_open:
             self._sending = self._connection.channel()
         queue = work_queue(replay.queue)
-        if queue is None:
-            self._sending.queue_declare(replay.queue, passive=True)
-        else:
-            queue(self._sending).declare()
+        if replay.queue not in self._declared:
+            if queue is None:
+                self._sending.queue_declare(replay.queue, passive=True)
+            else:
+                queue(self._sending).declare()
+            self._declared.add(replay.queue)
         message = self._sending.prepare_message(
             replay.body,
+            priority=replay.priority,
             content_type=replay.content_type,
             content_encoding=replay.content_encoding,
             headers=replay.headers,

@@ -93,12 +93,13 @@ class RedisShelf:
             message = loads(raw)
             body = self._channel.decode_body(message["body"], message["properties"].get("body_encoding"))
             return read(raw, body, message["headers"])
-        except (ValueError, TypeError, KeyError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             return unreadable(raw, error)
 
     def _envelope(self, replay: Replay) -> dict[str, Any]:
         message: dict[str, Any] = self._channel.prepare_message(
             replay.body,
+            priority=replay.priority,
             content_type=replay.content_type,
             content_encoding=replay.content_encoding,
             headers=replay.headers,

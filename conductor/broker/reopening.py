@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Reopening:
     """Reopens tasks in the result backend; lives on one event loop, and connects when first used."""
 
     def __init__(self, config: ConductorConfig, redis_url: str) -> None:
+        self._opening = asyncio.Lock()
         self._expires = config.redis.result_expires_seconds
         self._link = Link(
             read_url(redis_url), config.bus.connect_timeout, REPLY_TIMEOUT, config.bus.publish_timeout
@@ -73,7 +75,8 @@ class Reopening:
         await self._run("restore_task", reopened.task_id, *arguments)
 
     async def _run(self, name: str, task_id: str, *arguments: str) -> list[bytes]:
-        await self._link.open()
+        async with self._opening:
+            await self._link.open()
         key = record_key(task_id)
         reply: list[bytes] = await self._link.run(["EVAL", script(name), 1, key, *arguments], key)
         return reply

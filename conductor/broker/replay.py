@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from dataclasses import replace as dc_replace
 from typing import TYPE_CHECKING, Any
 
 from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
@@ -19,7 +20,7 @@ ATTEMPT_HEADER = "conductor_attempt"
 _TASKS = (EXECUTE_TASK, HANDLE_MESSAGE)
 _BEGINNING = {"retries": 0, "eta": None, "expires": None}
 #: What of the original's properties is sent again; the others say how it was delivered.
-_PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id", "type", "app_id", "expiration")
+_PROPERTIES = ("correlation_id", "reply_to", "message_id", "type", "app_id", "expiration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Replay:
     body: bytes | str
     headers: dict[str, Any]
     properties: dict[str, Any]
+    priority: int | None
     content_type: str
     content_encoding: str
     task_id: str | None = None
@@ -39,26 +41,33 @@ class Replay:
 
 def replay_of(letter: DeadLetter, queue: str) -> Replay:
     """Make the message: a task as a new run under its id, anything else as it was."""
-    headers = {name: value for name, value in letter.headers.items() if name != ATTEMPT_HEADER}
     given = letter.properties
+    priority = given.get("priority")
+    binary = letter.body_encoding == BASE64
+    encoding = given.get("content_encoding") or ("binary" if binary else "utf-8")
     properties = {name: given[name] for name in _PROPERTIES if given.get(name) is not None}
-    properties["delivery_mode"] = PERSISTENT
-    body: bytes | str = decode_body(letter)
-    task_id, name = headers.get("id"), headers.get("task")
-    content_type = given.get("content_type") or "application/json"
-    encoding = given.get("content_encoding") or ("binary" if letter.body_encoding == BASE64 else "utf-8")
-    if letter.body_encoding != BASE64 and encoding != "binary":
-        body = letter.body
-    if name in _TASKS and isinstance(task_id, str):
-        headers |= _BEGINNING
-        properties.pop("expiration", None)
-        again = _as_run(letter.body, letter.letter_id)
-        if again is not None:
-            return Replay(queue, again, headers, properties, content_type, encoding, task_id, str(name))
-    return Replay(queue, body, headers, properties, content_type, encoding)
+    replay = Replay(
+        queue=queue,
+        body=decode_body(letter) if binary or encoding == "binary" else letter.body,
+        headers={name: value for name, value in letter.headers.items() if name != ATTEMPT_HEADER},
+        properties=properties | {"delivery_mode": PERSISTENT},
+        priority=priority if isinstance(priority, int) else None,
+        content_type=given.get("content_type") or "application/json",
+        content_encoding=encoding,
+    )
+    return _as_new_run(replay, letter) if letter.headers.get("task") in _TASKS else replay
 
 
-def _as_run(body: str, run: str) -> str | None:
+def _as_new_run(replay: Replay, letter: DeadLetter) -> Replay:
+    properties = {name: value for name, value in replay.properties.items() if name != "expiration"}
+    replay = dc_replace(replay, headers=replay.headers | _BEGINNING, properties=properties)
+    body, task_id = _body_of_run(letter.body, letter.letter_id), letter.headers.get("id")
+    if body is None or not isinstance(task_id, str):
+        return replay
+    return dc_replace(replay, body=body, task_id=task_id, task_name=letter.headers["task"])
+
+
+def _body_of_run(body: str, run: str) -> str | None:
     """Give the body of a Celery message for another run; None for what is no such body."""
     try:
         arguments, keywords, embedded = json.loads(body)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from conductor.broker.letter_filter import LetterFilter
     from conductor.broker.letter_shelf import Found, Shelf
-    from conductor.broker.reopening import Reopened, Reopening
+    from conductor.broker.reopening import Reopening
     from conductor.broker.replay import Replay
     from conductor.core.dead_letters import DeadLetter
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NO_QUEUE = "nobody knows the queue it came from"
+NO_REDIS = "the record of its task is in a Redis that is not configured: set CONDUCTOR_REDIS__URL"
+BUSY = "task {} was dispatched again and has not ended ({}): wait for it, or cancel it"
 GONE = "somebody else replayed or purged it meanwhile"
 
 
@@ -45,7 +47,9 @@ class ReplayReport:
 class Replaying:
     """Replays the letters that match; `run` is called in a thread, the result backend asked on `loop`."""
 
-    def __init__(self, reopening: Reopening, loop: asyncio.AbstractEventLoop, chosen: LetterFilter) -> None:
+    def __init__(
+        self, reopening: Reopening | None, loop: asyncio.AbstractEventLoop, chosen: LetterFilter
+    ) -> None:
         self._reopening = reopening
         self._loop = loop
         self._chosen = chosen
@@ -87,18 +91,15 @@ class Replaying:
         replay = replay_of(letter, letter.queue)
         if replay.task_id is None:
             return _move(shelf, found, replay)
-        reopened = self._on_loop(self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id))
+        if self._reopening is None:
+            return NO_REDIS
+        reopening = self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id)
+        reopened = self._on_loop(reopening)
         if reopened.verdict is Verdict.BUSY:
-            return (
-                f"task {replay.task_id} was dispatched again and has not ended ({reopened.status}): wait for "
-                "it, or cancel it"
-            )
+            return BUSY.format(replay.task_id, reopened.status)
         if reopened.verdict is Verdict.SENT:
             # Whoever sent it did not come to taking the letter away.
             return None if shelf.remove(found) else GONE
-        return self._send(shelf, found, replay, reopened)
-
-    def _send(self, shelf: Shelf, found: Found, replay: Replay, reopened: Reopened) -> str | None:
         problem = _move(shelf, found, replay)
         if problem is not None:
             self._on_loop(self._reopening.restore(reopened))

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from conductor.cli import dead_letter_commands
 from conductor.cli.execution import Settings, checked, execute
+from conductor.cli.options import Json
 from conductor.cli.output import Output
 from conductor.cli.values import absolute_paths, parse_object, parse_pairs
 from conductor.core.config import load_config
@@ -23,10 +25,8 @@ app = typer.Typer(
     help="Durable work for asyncio agents on Celery, Redis and RabbitMQ. "
     "Exit codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted.",
 )
+app.add_typer(dead_letter_commands.app, name="dlq")
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Write JSON to standard output, the rest to standard error.")
-]
 Type = Annotated[MessageType, typer.Option("--type", "-t", help="The message's type.")]
 Payload = Annotated[
     str, typer.Option(help="The message's payload, a JSON object; - reads it from standard input.")

@@ -3,11 +3,13 @@
 import json
 import logging
 import sys
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
+UNCUT = 1000
 ERROR_STYLE, NOTE_STYLE = "bold red", "dim"
 
 
@@ -22,6 +24,19 @@ class Output:
     def say(self, text: str | Text = "") -> None:
         """Write a line for a person."""
         self.human.print(text, soft_wrap=True)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a person reads it on a terminal, which is as wide as it is."""
+        return self.human.is_terminal
+
+    def show(self, table: Table) -> None:
+        """Write a table for a person; one that goes into a file or a pipe is not cut."""
+        (self.human if self.is_narrow else _console(self.human.file, width=UNCUT)).print(table)
+
+    def ask(self, question: str) -> None:
+        """Write a question, on standard error, whose answer follows in the same line."""
+        self._notes.print(question, end="", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Write a line about what goes on, to standard error."""
@@ -74,5 +89,5 @@ class _ToStandardError(logging.Handler):
             self.handleError(record)
 
 
-def _console(file: TextIO) -> Console:
-    return Console(file=file, markup=False, emoji=False, highlight=False)
+def _console(file: IO[str], width: int | None = None) -> Console:
+    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)

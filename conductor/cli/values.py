@@ -1,6 +1,7 @@
 """Values that a person writes as KEY=VALUE or JSON."""
 
 import json
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 
 PATH_NAMES = ("project", "workspace", "output_dir")
 """Inputs that are paths: made absolute, since an agent has another working directory."""
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+"""Seconds in the units of time."""
 
 
 def parse_pairs(pairs: Iterable[str], option: str) -> dict[str, Any]:
@@ -33,6 +36,22 @@ def parse_object(text: str, option: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise typer.BadParameter(f"{text!r} is JSON, but not an object like {{}}", param_hint=option)
     return value
+
+
+def parse_duration(text: str) -> float:
+    """Read a time such as 90s, 15m, 2h or 3d, as seconds."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 2h or 3d")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def show_duration(seconds: float) -> str:
+    """Write a time in its largest unit, rounded down."""
+    for unit, length in reversed(UNITS.items()):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return "0s"
 
 
 def absolute_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:

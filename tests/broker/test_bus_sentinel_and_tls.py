@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import redis
 
+from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType
 from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.store._valkey import find_binary
 from tests.support.buses import Inbox, a_message, unique
+from tests.support.letters import a_letter, put
 from tests.support.waiting import wait_until_sync
 
 
@@ -62,6 +65,15 @@ async def works(bus: KombuMessageBus) -> None:
     await bus.request(f"{channel}:ask", a_message(1), timeout=10)
 
 
+async def dead_letters_work(url: str) -> None:
+    """Put a letter in, look at it and replay it."""
+    queue, letter = DeadLetterQueue(ConductorConfig(), url, None), a_letter()
+    put(url, letter)
+    assert await queue.list() == [letter]
+    assert (await queue.replay(all=True)).replayed == [letter.letter_id]
+    assert await queue.count() == 0
+
+
 @pytest.fixture
 def sentinel_port(tmp_path: Path) -> Iterator[int]:
     """A Sentinel that knows one master, named main."""
@@ -82,6 +94,7 @@ async def test_the_master_is_found_through_sentinels(sentinel_port: int) -> None
     url = f"sentinel://127.0.0.1:{dead};sentinel://127.0.0.1:{sentinel_port}/0?master_name=main"
     async with KombuMessageBus(url) as bus:
         await works(bus)
+    await dead_letters_work(url)
     with pytest.raises(MessageBusError, match="nobody") as raised:
         await KombuMessageBus(f"sentinel://127.0.0.1:{sentinel_port}/0?master_name=nobody").connect()
     assert raised.value.error_code == "BROKER_UNAVAILABLE"
@@ -117,8 +130,10 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[int, Path]]:
 
 async def test_tls_with_a_certificate_that_is_verified(tls_server: tuple[int, Path]) -> None:
     port, certificate = tls_server
-    async with KombuMessageBus(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}") as bus:
+    url = f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"
+    async with KombuMessageBus(url) as bus:
         await works(bus)
+    await dead_letters_work(url)
     with pytest.raises(MessageBusError, match="certificate verify failed") as raised:
         await KombuMessageBus(f"rediss://localhost:{port}/0").connect()
     assert raised.value.error_code == "BROKER_UNAVAILABLE"
