@@ -134,6 +134,7 @@ class _Dispatcher:
 
     async def dispatch_task(self, task: TaskDefinition) -> TaskResult:
         self._board.started(task.task_id)
+        task = task.model_copy(update={"metadata": {**task.metadata, "workflow_id": self._workflow_id}})
         result = await self._conductor.dispatch_task(task)
         self._board.ended(task.task_id, result)
         message = AgentMessage(

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 import yaml
 
-PATH_NAMES = ("project", "workspace", "output_dir")
+PATH_NAMES = ("project", "workspace", "output_dir", "wheel")
 """Inputs that are paths: made absolute, since an agent has another working directory."""
 
 
