@@ -45,7 +45,7 @@ def details(agent_type: AgentType | None, result: TaskResult) -> list[str]:
 def _coding(output: dict[str, Any]) -> str:
     files = len(output["files_changed"])
     fixes = _count(output["fixes"], "fix", "es")
-    if output["unsafe_fixes"]:
+    if output.get("unsafe_fixes"):
         fixes += f" ({output['unsafe_fixes']} of them unsafe)"
     return f"{fixes}, {_count(files, 'file')} changed, {_count(output['remaining'], 'finding')} left"
 
