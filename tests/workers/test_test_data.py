@@ -47,6 +47,10 @@ def thing() -> object:
     return object()
 
 
+def words() -> set[str]:
+    return set("the order of these depends on their hashes".split())
+
+
 def _hidden(number: int) -> int:
     return number
 """
@@ -100,7 +104,7 @@ async def test_a_case_is_what_a_function_was_given_and_what_it_returned_or_raise
     project = make_project(tmp_path / "project", {"demo/shapes.py": SHAPES})
     result = await run_agent("test_data", project=project, module="demo.shapes", examples=30)
     cases = (await cases_of(result))["cases"]
-    assert list(cases) == [f"demo.shapes.{name}" for name in ("area", "luck", "leave", "thing")]
+    assert list(cases) == [f"demo.shapes.{name}" for name in ("area", "luck", "leave", "thing", "words")]
     assert result.output_data["functions"] == {name: len(found) for name, found in cases.items()}
     assert result.output_data["cases"] == sum(map(len, cases.values()))
     assert result.output_data["skipped"] == []

@@ -1,6 +1,6 @@
 """Calls the functions of modules with inputs that Hypothesis makes, and writes each call as it happens.
 
-A script, started by path: `python case_runner.py REPORT REQUEST`, the request being JSON: `modules`,
+A script, started by path: `python case_runner.py REPORT REQUEST`, two files. The request is JSON: `modules`,
 `examples`, `seed`, `call_seconds`, and `done`, the names to leave out. It imports nothing of ours, so that
 a project with packages of the same names is called as it is. Lines of the report are JSON: {"module"} before
 an import, {"function"} before a function's first call, {"arguments"} before a call, {"returns"} or {"raises",
@@ -226,7 +226,7 @@ def main(report: str, request: str) -> None:
     # In place of this script's directory, whose modules are not for the project.
     sys.path[0] = str(Path.cwd())
     with Path(report).open("w", encoding="utf-8") as file:
-        Caller(file, json.loads(request)).run()
+        Caller(file, json.loads(Path(request).read_text(encoding="utf-8"))).run()
 
 
 if __name__ == "__main__":

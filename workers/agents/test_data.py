@@ -82,14 +82,16 @@ class TestDataAgent(ToolAgent):
 
 async def _run(root: Path, scratch: Path, request: dict[str, Any], cases: Cases) -> None:
     """Go through what is not done yet; what ends the process is skipped, and the next run goes on."""
-    report = scratch / "report.jsonl"
-    report.unlink(missing_ok=True)
+    orders, report = scratch / "request.json", scratch / "report.jsonl"
+    # A file, since arguments are limited in length.
+    await asyncio.to_thread(orders.write_text, json.dumps(request), encoding="utf-8")
+    await asyncio.to_thread(report.unlink, missing_ok=True)
     environment = {
         "PYTHONPATH": import_path(root),
         "PYTHONHASHSEED": "0",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
     }
-    command = [sys.executable, str(RUNNER), str(report), json.dumps(request)]
+    command = [sys.executable, str(RUNNER), str(report), str(orders)]
     done = await process.run(command, cwd=root, env=environment)
     known = len(cases.names)
     await asyncio.to_thread(cases.read, report)
