@@ -6,6 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from conductor.core.config import ConductorConfig
+from workers.agents import AGENTS
+from workers.agents.thresholds import THRESHOLDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -22,3 +24,13 @@ def names(model: type[BaseModel], prefix: str = "") -> set[str]:
 def test_every_setting_is_documented_and_no_other() -> None:
     text = (DOCS / "configuration.md").read_text()
     assert set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE)) == names(ConductorConfig)
+
+
+def test_every_agent_is_documented() -> None:
+    text = (DOCS / "agents.md").read_text()
+    assert re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE) == list(AGENTS)
+
+
+def test_every_threshold_is_documented() -> None:
+    text = (DOCS / "agents.md").read_text()
+    assert set(re.findall(r"`((?:max|min)_[a-z_]+)`", text)) >= THRESHOLDS.keys()

@@ -6,6 +6,7 @@ from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.models import TaskResult
 
 FINDINGS_SHOWN = 5
+SKIPPED_SHOWN = 5
 
 
 def headline(agent_type: AgentType | None, result: TaskResult) -> str:
@@ -32,6 +33,10 @@ def details(agent_type: AgentType | None, result: TaskResult) -> list[str]:
             return [f"sha256 {output['sha256']}", output["path"]]
         if agent_type is AgentType.CODING:
             return list(output["files_changed"])
+        if agent_type is AgentType.TEST_DATA:
+            return _skipped(output)
+        if agent_type is AgentType.MONITOR:
+            return list(output["feedback"]["recommendations"])
     except (KeyError, TypeError):
         pass
     return []
@@ -40,6 +45,8 @@ def details(agent_type: AgentType | None, result: TaskResult) -> list[str]:
 def _coding(output: dict[str, Any]) -> str:
     files = len(output["files_changed"])
     fixes = _count(output["fixes"], "fix", "es")
+    if output.get("unsafe_fixes"):
+        fixes += f" ({output['unsafe_fixes']} of them unsafe)"
     return f"{fixes}, {_count(files, 'file')} changed, {_count(output['remaining'], 'finding')} left"
 
 
@@ -53,6 +60,11 @@ def _review(output: dict[str, Any]) -> str:
     )
 
 
+def _test_data(output: dict[str, Any]) -> str:
+    skipped = f", {len(output['skipped'])} skipped" if output["skipped"] else ""
+    return f"{_count(output['cases'], 'case')} for {_count(len(output['functions']), 'function')}{skipped}"
+
+
 def _test(output: dict[str, Any]) -> str:
     skipped = f", {output['skipped']} skipped" if output["skipped"] else ""
     return f"{output['passed']} passed{skipped} in {output['duration_seconds']:.1f} s"
@@ -62,11 +74,29 @@ def _devops(output: dict[str, Any]) -> str:
     return f"{output['wheel']}, {output['size_bytes']:,} bytes"
 
 
+def _deploying(output: dict[str, Any]) -> str:
+    installed, script = output["installed"], output["entry_point"]
+    did = " ".join([script, *output["arguments"]]) if script else f"import {', '.join(output['imported'])}"
+    return (
+        f"{installed['name']} {installed['version']} on Python {output['environment']['python']}: {did} works"
+    )
+
+
+def _monitor(output: dict[str, Any]) -> str:
+    feedback = output["feedback"]
+    if output["healthy"]:
+        return "healthy"
+    return f"{feedback['severity']}: {'; '.join(feedback['findings'])}"
+
+
 _DESCRIBE = {
     AgentType.CODING: _coding,
     AgentType.REVIEW: _review,
+    AgentType.TEST_DATA: _test_data,
     AgentType.TEST: _test,
     AgentType.DEVOPS: _devops,
+    AgentType.DEPLOYING: _deploying,
+    AgentType.MONITOR: _monitor,
 }
 
 
@@ -74,6 +104,12 @@ def _findings(output: dict[str, Any]) -> list[str]:
     lines = [f"{f['file']}:{f['line']}: {f['code']} {f['message']}" for f in output["findings"]]
     more = output["findings_total"] - FINDINGS_SHOWN
     return lines[:FINDINGS_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _skipped(output: dict[str, Any]) -> list[str]:
+    lines = [f"no cases for {entry['name']}: {entry['reason']}" for entry in output["skipped"]]
+    more = len(lines) - SKIPPED_SHOWN
+    return lines[:SKIPPED_SHOWN] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _count(number: int, word: str, plural: str = "s") -> str:

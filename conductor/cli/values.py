@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-PATH_NAMES = ("project", "workspace", "output_dir")
+PATH_NAMES = ("project", "workspace", "output_dir", "wheel")
 """Inputs that are paths: made absolute, since an agent has another working directory."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 """Seconds in the units of time."""

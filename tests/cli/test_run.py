@@ -52,21 +52,33 @@ def test_the_shipped_workflow_runs_and_leaves_nothing_but_its_results(tmp_path: 
     assert [(task["assigned_to"], task["status"]) for task in document["tasks"]] == [
         ("coding", "completed"),
         ("review", "completed"),
+        ("test_data", "completed"),
         ("test", "completed"),
         ("devops", "completed"),
+        ("deploying", "completed"),
+        ("monitor", "completed"),
     ]
-    coding, review, test, devops = (task["output_data"] for task in document["tasks"])
+    coding, review, test_data, test, devops, deploying, monitor = (
+        task["output_data"] for task in document["tasks"]
+    )
     assert coding["fixes"] > 10
     assert {"complexity", "F841"} <= review["by_code"].keys()
     assert coding["remaining"] == review["findings_total"] - review["by_code"]["complexity"]
     assert f"{coding['remaining']} findings left" in done.stderr
     assert f"{coding['remaining']} findings, and 1 function of" in done.stderr
-    assert (test["passed"], test["failed"]) == (21, 0)
+    assert test_data["cases"] > 100
+    assert [skipped["name"] for skipped in test_data["skipped"]] == ["invoices.report.main"]
+    assert (test["passed"], test["failed"]) == (22, 0)
     wheel = Path(devops["path"])
     assert wheel.is_relative_to(data / "workspaces" / document["workflow_id"])
     assert wheel.stat().st_size == devops["size_bytes"]
+    assert deploying["installed"] == {"name": "invoices", "version": "1.4.0"}
+    assert deploying["output"].startswith("usage: invoices ")
+    assert "invoices 1.4.0 on Python" in done.stderr
+    assert monitor["feedback"]["findings"] == ["findings: 12, more than 8 (max_findings)"]
+    assert "error: findings: 12, more than 8 (max_findings)" in done.stderr
     assert f"copy of the project: {document['workspace']}\n" in done.stderr
-    assert "4 of 4 tasks completed" in done.stderr
+    assert "7 of 7 tasks completed" in done.stderr
     assert snapshot(EXAMPLES / "sample_project") == before
     assert processes_of(data) == []
 
@@ -170,7 +182,12 @@ def wait_for(command: Background, path: Path) -> None:
     wait_until_sync(there, timeout=60)
 
 
-def test_an_agent_type_that_nobody_serves_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_an_agent_type_that_nobody_serves_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "from conductor.agents.base import BaseAgent\nAGENTS = {'coding': BaseAgent}\n"
+    write_files(tmp_path / "own", {"workers/__init__.py": "", "workers/agents.py": own})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     text = "name: m\ntasks: [{name: watch, assigned_to: monitor}, {name: c, assigned_to: coding}]\n"
     workflow = write_files(tmp_path, {"workflow.yaml": text}) / "workflow.yaml"
     done = conductor(tmp_path / "data", "run", str(workflow))

@@ -15,7 +15,7 @@ tasks:
   - name: build
     assigned_to: devops
     timeout_seconds: 30
-    input_data: {{project: "${{vars.project}}", workspace: "${{vars.workspace}}"}}
+    input_data: {{project: "${{vars.project}}", workspace: "${{vars.workspace}}", wheel: dist/demo.whl}}
   - name: review
     assigned_to: review
     input_data:
@@ -40,6 +40,7 @@ def test_variables_keep_their_type_and_paths_are_relative_to_the_file(file: Path
     build, review = workflow.definition.tasks
     assert build.input_data["project"] == str(file.parent / "code")
     assert build.input_data["workspace"] == str(tmp_path / "workspaces" / workflow.definition.workflow_id)
+    assert build.input_data["wheel"] == str(file.parent / "dist/demo.whl")
     assert build.timeout_seconds == 30
     assert review.input_data["complexity_threshold"] == 7
     assert review.input_data["note"] == f"at most 7 in {build.input_data['workspace']}"

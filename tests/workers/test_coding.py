@@ -41,12 +41,36 @@ async def test_what_it_leaves_is_what_a_review_then_finds(run_agent: RunAgent, t
     assert coded.output_data["remaining"] == left.output_data["findings_total"] > 0
 
 
+async def test_with_feedback_it_takes_the_unsafe_fixes_too(run_agent: RunAgent, tmp_path: Path) -> None:
+    unsafe = "def odd(number):\n    unused = 1\n    l = number % 2\n    return l == None\n"
+    project = make_project(tmp_path / "project", {"demo/odd.py": unsafe})
+    workspace = tmp_path / "workspace"
+    feedback = {"source_agent_id": "monitor-1", "severity": "error", "findings": ["findings: 3"]}
+    first = await run_agent("coding", project=project, workspace=workspace)
+    assert (first.output_data["remaining"], first.output_data["unsafe_fixes"]) == (3, 0)
+    second = await run_agent("coding", project=project, workspace=workspace, feedback=feedback)
+    assert second.status is TaskStatus.COMPLETED, second.error_message
+    assert second.output_data["fixed_codes"] == {"E711": 1, "F841": 1}
+    assert (second.output_data["remaining"], second.output_data["unsafe_fixes"]) == (1, 2)
+    assert second.output_data["files_changed"] == ["demo/odd.py"]
+    at_once = await run_agent("coding", project=project, feedback=feedback)
+    assert at_once.output_data["fixed_codes"] == {"E711": 1, "F401": 1, "F841": 1}
+    assert at_once.output_data["unsafe_fixes"] == 2
+
+
+async def test_feedback_that_is_none_is_named(project: Path, run_agent: RunAgent) -> None:
+    for feedback, field in (("do better", "feedback"), ({"findings": []}, "feedback.source_agent_id")):
+        result = await run_agent("coding", project=project, feedback=feedback)
+        assert result.status is TaskStatus.FAILED
+        assert (result.error_message or "").startswith(f"the task's input '{field}' cannot be used: ")
+
+
 async def test_the_project_itself_is_never_changed(
     project: Path, run_agent: RunAgent, tmp_path: Path
 ) -> None:
     before = snapshot(project)
     for workspace in (None, tmp_path / "workspace"):
-        for name in ("coding", "review", "test", "devops"):
+        for name in ("coding", "review", "test_data", "test", "devops"):
             result = await run_agent(name, project=project, workspace=workspace)
             assert result.status is TaskStatus.COMPLETED, result.error_message
     assert snapshot(project) == before

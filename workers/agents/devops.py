@@ -13,7 +13,8 @@ from typing import Any
 from conductor.core.enums import AgentType
 from workers.agents import process
 from workers.agents.failure import MESSAGE_LIMIT, WorkFailedError, last_lines
-from workers.agents.tool_agent import ToolAgent, path_input
+from workers.agents.inputs import path_input
+from workers.agents.tool_agent import ToolAgent
 from workers.agents.workspace import temporary_copy
 
 OUTPUT_LIMIT = 1024 * 1024

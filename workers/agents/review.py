@@ -10,7 +10,8 @@ from typing import Any
 from conductor.core.enums import AgentType
 from workers.agents import linting, process
 from workers.agents.failure import WorkFailedError, last_lines
-from workers.agents.tool_agent import ToolAgent, count_input
+from workers.agents.inputs import count_input
+from workers.agents.tool_agent import ToolAgent
 
 COMPLEXITY_THRESHOLD = 10
 FINDINGS_LIMIT = 1000

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
@@ -13,6 +12,8 @@ from typing import Any
 from conductor.core.enums import AgentType
 from workers.agents import process
 from workers.agents.failure import MESSAGE_LIMIT, WorkFailedError, last_lines
+from workers.agents.inputs import texts_input
+from workers.agents.modules import import_path
 from workers.agents.tool_agent import ToolAgent
 
 RUNNER = Path(__file__).with_name("pytest_runner.py")
@@ -35,9 +36,7 @@ class TestAgent(ToolAgent):
     exclusive = True
 
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:
-        arguments = data.get("arguments", [])
-        if not isinstance(arguments, list) or not all(isinstance(item, str) for item in arguments):
-            raise WorkFailedError(f"the task's input 'arguments' must be a list of texts, not {arguments!r}")
+        arguments = texts_input(data, "arguments", [])
         with tempfile.TemporaryDirectory(prefix="conductor-test-", ignore_cleanup_errors=True) as scratch:
             report = Path(scratch) / "report.jsonl"
             started = time.monotonic()
@@ -50,9 +49,8 @@ class TestAgent(ToolAgent):
 
 async def _pytest(root: Path, report: Path, arguments: list[str]) -> process.Finished:
     options = ["-p", "no:cacheprovider", "--rootdir", str(root), f"--basetemp={report.parent / 'tmp'}"]
-    places = [str(place) for place in (root / "src", root) if place.is_dir()]
     command = [sys.executable, str(RUNNER), str(report), *options, *arguments]
-    return await process.run(command, cwd=root, env={"PYTHONPATH": os.pathsep.join(places)})
+    return await process.run(command, cwd=root, env={"PYTHONPATH": import_path(root)})
 
 
 class _Tally:

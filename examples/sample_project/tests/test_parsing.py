@@ -3,7 +3,7 @@ from decimal import Decimal
 import pytest
 
 from invoices import Line, ParseError, parse_lines
-from invoices.parsing import find
+from invoices.parsing import find, pieces
 
 
 def test_reads_a_line():
@@ -34,3 +34,7 @@ def test_finds_a_line_by_article_number():
     lines = parse_lines(["A1,Clips,1,1", "B2,Pens,2,3"])
     assert find(lines, "B2") is lines[1]
     assert find(lines, "C3") is None
+
+
+def test_counts_the_pieces_of_an_article():
+    assert pieces(parse_lines(["A1,Clips,1,1", "B2,Pens,2,3", "A1,Clips,4,1"])) == {"A1": 5, "B2": 2}

@@ -125,7 +125,7 @@ async def test_a_node_with_nothing_named_hosts_one_agent_of_each(
     node = LocalContainer("all", worker_command("-n", "w1@%h"), farm.environment(), tmp_path, READY)
     try:
         node.ready()
-        for kind in ("coding", "review", "test", "devops"):
+        for kind in ("coding", "review", "test_data", "test", "devops", "deploying", "monitor"):
             state = await conductor.state.get_agent_state(f"{kind}-w1")
             assert state is not None
             assert (state.status, state.agent_type.value) == (AgentStatus.IDLE, kind)

@@ -4,14 +4,14 @@ import os
 import csv
 from decimal import Decimal, InvalidOperation
 from dataclasses import dataclass
-from typing import Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 
 class ParseError(ValueError):
     """A line that is not an order line; `number` counts from 1."""
 
     def __init__(self, number: int, reason: str):
-        super().__init__("line %d: %s" % (number, reason))
+        super().__init__("line %s: %s" % (number, reason))
         self.number = number
 
 
@@ -68,3 +68,11 @@ def find(lines: List[Line], sku: str) -> Optional[Line]:
         return None
     else:
         return l[0]
+
+
+def pieces(lines: List[Line]) -> Dict[str, int]:
+    """How many pieces of each article were ordered."""
+    found = dict()
+    for number, line in enumerate(lines):
+        found[line.sku] = found.get(line.sku, 0) + line.quantity
+    return found

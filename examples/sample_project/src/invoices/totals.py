@@ -52,7 +52,7 @@ def shipping_cost(amount: Decimal, pieces: int, country: str, express: bool) -> 
     """What it costs to send an order."""
     if pieces == 0:
         return Decimal(0)
-    if country == "DE":
+    if is_domestic(country):
         if amount >= 100 and not express:
             return Decimal(0)
         if pieces > 20:
@@ -76,12 +76,20 @@ def shipping_cost(amount: Decimal, pieces: int, country: str, express: bool) -> 
         cost = Decimal("49.90")
         if pieces > 10:
             cost += Decimal("2.50") * (pieces - 10)
-    if express:
-        if country != "DE" and pieces > 10:
+    if express == True:
+        if not is_domestic(country) and pieces > 10:
             cost *= 3
         else:
             cost *= 2
     return cost
+
+
+def is_domestic(country: str) -> bool:
+    """Whether an order stays in the country it is sent from."""
+    if country == "DE":
+        return True
+    else:
+        return False
 
 
 def rounded(amount: Decimal) -> Decimal:
