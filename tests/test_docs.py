@@ -27,10 +27,10 @@ def test_every_setting_is_documented_and_no_other() -> None:
 
 
 def test_every_agent_is_documented() -> None:
-    text = (DOCS / "agents.md").read_text()
+    text = (DOCS / "shipped-agents.md").read_text()
     assert re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE) == list(AGENTS)
 
 
 def test_every_threshold_is_documented() -> None:
-    text = (DOCS / "agents.md").read_text()
+    text = (DOCS / "shipped-agents.md").read_text()
     assert set(re.findall(r"`((?:max|min)_[a-z_]+)`", text)) >= THRESHOLDS.keys()
