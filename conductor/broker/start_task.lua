@@ -1,9 +1,13 @@
 -- Files a task as STARTED unless this very run of it has ended already: finished before a redelivery, or
--- cancelled while it waited, or cancelled before its node was lost: then it is filed as REVOKED.
+-- cancelled while it waited, or cancelled before its node was lost: then it is filed as REVOKED. A run that was
+-- superseded by another of the same task does not start either.
 -- KEYS: record. ARGV: id of the run, the STARTED record (flat, no lists), its life in seconds.
 -- Answers {0, how often the run was started, the node that started it last} when filed, else {1, the record of
 -- the end, the node that was lost with a cancelled run or ''}.
 local known = redis.call('GET', KEYS[1])
+if redis.call('EXISTS', KEYS[1] .. ':superseded:' .. ARGV[1]) == 1 then
+    return {1, known or '{}', ''}
+end
 local attempts, before = 1, ''
 if known then
     local record = cjson.decode(known)
