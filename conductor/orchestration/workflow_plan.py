@@ -153,14 +153,14 @@ class Plan:
             self._fail(
                 task,
                 need.field,
-                f"task {need.task.name!r} is in {its}, which comes after {mine} of {task.name!r}",
+                f"task {need.task.name!r} is in phase {its}, which comes after {mine} of task {task.name!r}",
             )
         listed_later = self._numbers[need.task.task_id] > self._numbers[task.task_id]
         if its is mine and listed_later and not self.is_graph(mine):
             self._fail(
                 task,
                 need.field,
-                f"task {need.task.name!r} comes after {task.name!r}; list it before, or use depends_on",
+                f"task {need.task.name!r} is listed after {task.name!r}; list it before or use depends_on",
             )
 
     def _refuse_cycles(self, phase: WorkflowPhase) -> None:
