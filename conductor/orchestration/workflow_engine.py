@@ -81,16 +81,16 @@ class WorkflowEngine:
 
         FAILED is a run that a phase gate denied to go on, that `stop_on_failure` stopped, whose time or
         feedback loops were used up, or that was cancelled. Tasks that were not run, or belong to none of the
-        phases, are recorded as SKIPPED. A run of this id that has not ended goes on where it was; one that
-        has is returned as it is.
+        phases, are recorded as SKIPPED. A run of this id that has not ended goes on where it was, once the
+        lease of its dead engine has run out; one that has ended is returned as it is.
 
-        Raises WorkflowError: INVALID_WORKFLOW before anything runs, WORKFLOW_RUNNING (another engine runs
-        it), WORKFLOW_CHANGED (the id is that of another definition), WORKFLOW_LEASE_LOST; and StateError when
-        the store goes away: the run can then be resumed.
+        Raises WorkflowError: INVALID_WORKFLOW before anything runs, WORKFLOW_RUNNING (another engine runs it
+        and renews its lease), WORKFLOW_CHANGED (the id is that of another definition), WORKFLOW_LEASE_LOST;
+        and StateError when the store goes away: the run can then be resumed.
         """
         plan = Plan(definition)
         lease = self._lease(definition.workflow_id)
-        await lease.take()
+        await lease.take(self._patience)
         async with _held(lease):
             state = await self.state_manager.get_workflow_state(definition.workflow_id)
             if state is None or not state.metadata.keys() >= {"definition", "progress"}:
@@ -106,15 +106,14 @@ class WorkflowEngine:
     async def resume_workflow(self, workflow_id: str) -> WorkflowState:
         """Go on with a run whose engine died, and give the final state; one that has ended as it is.
 
-        Waits for the lease of the dead engine to run out. Raises what `run_workflow` does, and WorkflowError,
-        code WORKFLOW_NOT_FOUND or WORKFLOW_NOT_RESUMABLE.
+        Raises what `run_workflow` does, and WorkflowError, code WORKFLOW_NOT_FOUND or WORKFLOW_NOT_RESUMABLE.
         """
         state = await self._saved(workflow_id)
         if state.is_complete:
             return state
         restore(state)
         lease = self._lease(workflow_id)
-        await lease.take(self._lease_seconds * 1.25)
+        await lease.take(self._patience)
         async with _held(lease):
             return await self._go_on(await self._saved(workflow_id), lease)
 
@@ -164,7 +163,7 @@ class WorkflowEngine:
         if state.feedback_count >= self.max_feedback_loops:
             raise loops_used_up(state.workflow_id, state.feedback_count, self.max_feedback_loops)
         plan, lease = Plan(definition), self._lease(state.workflow_id)
-        await lease.take()
+        await lease.take(self._patience)
         async with _held(lease):
             was_complete = state.is_complete
             state.status, state.completed_at = TaskStatus.IN_PROGRESS, None
@@ -256,6 +255,10 @@ class WorkflowEngine:
             self.max_feedback_loops,
             state.started_at if resumed else None,
         )
+
+    @property
+    def _patience(self) -> float:
+        return self._lease_seconds * 1.25
 
     def _lease(self, workflow_id: str) -> WorkflowLease:
         return WorkflowLease(self.state_manager, workflow_id, self._lease_seconds)

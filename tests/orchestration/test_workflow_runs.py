@@ -214,7 +214,7 @@ async def test_two_engines_do_not_run_one_workflow_at_once(office: Office) -> No
     running = asyncio.create_task(office.engine().run_workflow(workflow("coding")))
     await office.begun.wait()
     with pytest.raises(WorkflowError) as caught:
-        await office.engine().run_workflow(workflow("coding"))
+        await office.engine(lease_seconds=0.2).run_workflow(workflow("coding"))
     assert caught.value.error_code == "WORKFLOW_RUNNING"
     with pytest.raises(WorkflowError) as caught:
         await office.engine(lease_seconds=0.2).resume_workflow("w")
