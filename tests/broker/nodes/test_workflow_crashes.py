@@ -97,6 +97,28 @@ async def test_killed_at_every_step_the_run_completes_and_every_task_ran_once(
     assert final.task_results[definition.tasks[9].task_id].output_data["echo"] == 0.1
 
 
+async def test_a_task_that_waited_while_its_engine_died_runs_once(
+    engines: Engines, conductor: Conductor, devops: AgentNode, tmp_path: Path
+) -> None:
+    log, go = tmp_path / "log", tmp_path / "go"
+    blocker = await conductor.dispatch(task("wait_for_file", file=go, log=log), devops.agent_id)
+    await wait_until(lambda: notes(log))
+    definition = workflow(task("echo", AgentType.DEVOPS, log=log))
+    assert await engines.run(definition, "after sending") == -signal.SIGKILL
+    second = engines.start(definition)
+    lease = f"workflow:{definition.workflow_id}"
+    before = await conductor.state.lease_owner(lease)
+    await wait_until(lambda: _changed(conductor, lease, before))
+    go.touch()
+    await blocker.result(20)
+    await asyncio.to_thread(second.join, 30)
+    assert second.exitcode == 0
+    # Both messages have been taken from the queue when a later one is done.
+    last = await conductor.dispatch(task("echo", AgentType.DEVOPS))
+    await last.result(20)
+    assert [note["task"] for note in notes(log)] == [blocker.task_id, definition.tasks[0].task_id]
+
+
 async def test_an_engine_that_stood_still_gives_way_and_its_task_goes_on(
     engines: Engines, conductor: Conductor, tmp_path: Path
 ) -> None:
