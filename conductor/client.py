@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from celery import states
 
@@ -23,7 +23,7 @@ from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Coroutine, Iterable
     from types import TracebackType
 
     from conductor.broker.result_listener import FollowedTask
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from conductor.orchestration.state_manager import StateManager
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds after which `dispatch_task` looks whether an agent is still there.
 LOOK_INTERVAL = 5.0
@@ -204,11 +206,10 @@ class Conductor:
             )
         parts = self._open("dispatch a task")
         if parts.admission is None:
-            followed, run = await parts.dispatcher.dispatch(task, agent_id, expires=expires)
-        else:
-            async with parts.admission.admitted(task, agent_id, wait) as run:
-                followed, _ = await parts.dispatcher.dispatch(task, agent_id, expires=expires, run=run)
-        return TaskHandle(self, followed, run)
+            return TaskHandle(self, *await parts.dispatcher.dispatch(task, agent_id, expires=expires))
+        async with parts.admission.admitted(task, agent_id, wait) as run:
+            sent = await parts.dispatcher.dispatch(task, agent_id, expires=expires, run=run)
+        return TaskHandle(self, *sent)
 
     async def handle(self, task_id: str) -> TaskHandle:
         """Get hold of a task that was dispatched before, also by another process.
@@ -238,16 +239,60 @@ class Conductor:
             await self._require_agent(task, agent_timeout)
         handle = await self.dispatch(task, wait=wait)
         try:
-            while True:
-                try:
-                    return await handle.result(LOOK_INTERVAL)
-                except ConductorError as error:
-                    if error.error_code != "TASK_TIMEOUT":
-                        raise
-                    await self._require_agent(task, agent_timeout)
+            return await self._follow(handle, task, agent_timeout)
         except BaseException:
             await asyncio.shield(handle.cancel())
             raise
+
+    async def resume_task(self, task: TaskDefinition, agent_timeout: float = 30.0) -> TaskResult:
+        """Have a task of a workflow done, going on with what the workflow dispatched of it before.
+
+        `task.metadata["workflow_id"]` names the workflow. When this coroutine is cancelled the task goes on.
+        Raises what `dispatch_task` does.
+        """
+        picked_up = await _finished(self._open("resume a task").dispatcher.pick_up(task))
+        if picked_up is not None:
+            return await self._follow(TaskHandle(self, *picked_up), task, agent_timeout)
+        if task.assigned_to is not None:
+            await self._require_agent(task, agent_timeout)
+        return await self._follow(await self._dispatch_whole(task), task, agent_timeout)
+
+    async def _dispatch_whole(self, task: TaskDefinition) -> TaskHandle:
+        """Send a task, waiting for the policies as long as it may run; cancelled, send it or not, not half."""
+        parts = self._open("resume a task")
+        if parts.admission is None:
+            return TaskHandle(self, *await _finished(parts.dispatcher.dispatch(task, None)))
+        cancelled: asyncio.CancelledError | None = None
+        async with parts.admission.admitted(task, None, task.timeout_seconds) as run:
+            try:
+                sent = await _finished(parts.dispatcher.dispatch(task, None, run=run))
+            except asyncio.CancelledError as error:
+                cancelled = error  # It was sent, so that its reservation has to hold.
+        if cancelled is not None:
+            raise cancelled
+        return TaskHandle(self, *sent)
+
+    async def revoke_task(self, task: TaskDefinition) -> TaskResult | None:
+        """Cancel what its workflow dispatched of `task`; its result if it had ended before."""
+        try:
+            followed, run = await self._open("revoke a task").dispatcher.attach(task.task_id)
+        except AgentError:
+            return None
+        if not run.startswith(f"{task.metadata.get('workflow_id')}:"):
+            return None
+        if not followed.ended.done():
+            await self.cancel_task(task.task_id, run)
+            return None
+        return followed.ended.result()
+
+    async def _follow(self, handle: TaskHandle, task: TaskDefinition, agent_timeout: float) -> TaskResult:
+        while True:
+            try:
+                return await handle.result(LOOK_INTERVAL)
+            except ConductorError as error:
+                if error.error_code != "TASK_TIMEOUT":
+                    raise
+                await self._require_agent(task, agent_timeout)
 
     async def living_agents(self, agent_type: str | None = None) -> list[AgentState]:
         """List the agents whose nodes have sent a heartbeat lately."""
@@ -345,6 +390,18 @@ class _Parts:
         await self.dispatcher.close()
         await self.state.disconnect()
         await self.bus.disconnect()
+
+
+async def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """Do all of `work` also when cancelled meanwhile: half of a dispatch is a task that nobody finds."""
+    doing = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait({doing})
+        if not doing.cancelled():
+            doing.exception()
+        raise
 
 
 def _lives(agent: AgentState, limit: float) -> bool:

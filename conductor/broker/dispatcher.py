@@ -87,7 +87,7 @@ class Dispatcher:
     ) -> tuple[FollowedTask, str]:
         """Send a task; give it and the id of the run, a new one by default. See `Conductor.dispatch`."""
         queue = _queue_of(task, agent_id)
-        run = run or uuid.uuid4().hex
+        run = _run_prefix(task) + (run or uuid.uuid4().hex)
         try:
             async with asyncio.timeout(self._config.bus.publish_timeout):
                 _, followed = await asyncio.gather(
@@ -99,22 +99,50 @@ class Dispatcher:
                 "STATE_UNAVAILABLE",
                 {"task_id": task.task_id},
             ) from error
+        await self._send(task, run, queue, followed, expires)
+        return followed, run
+
+    async def pick_up(self, task: TaskDefinition) -> tuple[FollowedTask, str] | None:
+        """Follow what the workflow of `task` sent before; None where it sent nothing.
+
+        What still waits is sent once more, as nobody knows whether the process that filed it came to send it.
+        """
+        raw = await self._link.run(["GET", record_key(task.task_id)])
+        run = "" if raw is None else _run_in(raw)
+        if not run or not run.startswith(_run_prefix(task)):
+            return None
+        followed = await self._listener.attach(task.task_id)
+        # Its last part is the id under which policies know it.
+        new = f"{_run_prefix(task)}{uuid.uuid4().hex}:{run.rpartition(':')[2]}"
+        record = pending_record(task.task_id, EXECUTE_TASK, new)
+        arguments = [run, record, self._config.redis.result_expires_seconds]
+        key = record_key(task.task_id)
+        if not await self._link.run(["EVAL", script("supersede_task"), 1, key, *arguments]):
+            return followed, run
+        await self._send(task, new, _queue_of(task, None), followed)
+        return followed, new
+
+    async def _send(
+        self,
+        task: TaskDefinition,
+        run: str,
+        queue: Any,
+        followed: FollowedTask,
+        expires: float | None = None,
+    ) -> None:
         try:
             await self._sender.send(EXECUTE_TASK, self._message(task, run, expires), queue)
         except BaseException:
             self._listener.forget(followed)
             await self._link.run(["DEL", record_key(task.task_id)])
             raise
-        return followed, run
 
     async def attach(self, task_id: str) -> tuple[FollowedTask, str]:
         """Follow a task that was sent before. See `Conductor.handle`."""
         raw = await self._link.run(["GET", record_key(task_id)])
         if raw is None:
             raise AgentError(f"Nothing is known of a task {task_id!r}.", "", task_id, "TASK_NOT_FOUND")
-        kwargs = json.loads(raw).get("kwargs")
-        run = kwargs.get("run") if isinstance(kwargs, dict) else None
-        return await self._listener.attach(task_id), run if isinstance(run, str) else ""
+        return await self._listener.attach(task_id), _run_in(raw)
 
     async def cancel(self, task_id: str, run: str) -> str:
         """Cancel a task; give CANCELLED if it did not run yet, else its Celery state or UNKNOWN.
@@ -199,6 +227,18 @@ class Dispatcher:
             argsrepr=f"({task.name!r})",
             kwargsrepr="{}",
         )
+
+
+def _run_prefix(task: TaskDefinition) -> str:
+    """Give what tells the runs of a workflow's task from those that others made of the same id."""
+    workflow_id = task.metadata.get("workflow_id")
+    return f"{workflow_id}:" if isinstance(workflow_id, str) else ""
+
+
+def _run_in(raw: bytes) -> str:
+    kwargs = json.loads(raw).get("kwargs")
+    run = kwargs.get("run") if isinstance(kwargs, dict) else None
+    return run if isinstance(run, str) else ""
 
 
 def _queue_of(task: TaskDefinition, agent_id: str | None) -> Any:

@@ -1,12 +1,15 @@
 -- Files a task as STARTED unless this very run of it has ended already: finished before a redelivery, or
 -- cancelled while it waited, or cancelled before its node was lost: then it is filed as REVOKED. Does not start
--- it either while the breaker is open.
+-- it either while the breaker is open, nor a run that was superseded by another of the same task.
 -- KEYS: record, breaker. ARGV: id of the run, the STARTED record (flat, no lists), its life in seconds, how often
 -- it was retried, the task's id, the rules of the breaker ('' instead of the first: do not ask it).
 -- Answers one of
 --   {0, how often the run was lost with its process, the node that had it last, retries, first failure or ''}
---   {1, the record of the end, the node that was lost with a cancelled run or ''}
+--   {1, the record of the end ({} if superseded), the node that was lost with a cancelled run or ''}
 --   {2, ...}: as 0, but the breaker is open and nothing was filed.
+if redis.call('EXISTS', KEYS[1] .. ':superseded:' .. ARGV[1]) == 1 then
+    return {1, '{}', ''}
+end
 local known = redis.call('GET', KEYS[1])
 local lost, before, retries, first_failure = 0, '', tonumber(ARGV[4]), ''
 if known then

@@ -1,6 +1,7 @@
 """How far a workflow run is, and how a person sees it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -16,6 +17,8 @@ from conductor.cli.workflow_file import Workflow
 from conductor.core.enums import TaskStatus
 from conductor.core.messages import StatusUpdatePayload
 from conductor.core.models import TaskDefinition, TaskResult
+from conductor.orchestration.workflow_events import WorkflowEvent
+from conductor.orchestration.workflow_progress import id_in_definition
 
 STYLES = {
     TaskStatus.PENDING: "dim",
@@ -38,6 +41,7 @@ class Row:
     started: float | None = None
     result: TaskResult | None = None
     progress: Progress = field(default_factory=Progress)
+    feedback_round: int = 0
     announced: set[TaskStatus] = field(default_factory=set)
 
     @property
@@ -85,22 +89,39 @@ class Board:
         if self._live is None:
             self._output.say(text)
 
-    def started(self, task_id: str) -> None:
-        """A task was given away."""
+    def on_event(self, event: WorkflowEvent) -> None:
+        """Something happened in the run."""
+        if event.event == "task_started" and event.task is not None:
+            self.started(event.task.task_id, event.feedback_round)
+        elif event.event == "task_ended" and event.task is not None and event.result is not None:
+            self.ended(event.task.task_id, event.result)
+        elif event.event in ("feedback", "gate_denied") and event.message:
+            self.say(f"{event.event.replace('_', ' ')}: {event.message}")
+
+    def restore(self, results: Mapping[str, TaskResult]) -> None:
+        """Show what ended before this process ran the workflow."""
+        for task_id, result in results.items():
+            row = self.rows[task_id]
+            row.status, row.agent_id, row.result = result.status, result.agent_id, result
+            row.announced.add(result.status)
+
+    def started(self, task_id: str, feedback_round: int = 0) -> None:
+        """A task was given away, in a feedback round perhaps once more."""
         row = self.rows[task_id]
-        row.status, row.started = TaskStatus.IN_PROGRESS, time.monotonic()
-        row.progress = Progress()
+        row.status, row.started, row.result, row.agent_id = TaskStatus.IN_PROGRESS, time.monotonic(), None, ""
+        row.progress, row.feedback_round = Progress(), feedback_round
+        row.announced.clear()
         self._announce(row)
 
     def taken(self, task_id: str | None, agent_id: str) -> None:
         """An agent works on a task."""
-        row = self.rows.get(task_id or "")
+        row = self.rows.get(id_in_definition(task_id or ""))
         if row is not None and row.result is None:
             row.agent_id = agent_id
 
     def progressed(self, report: StatusUpdatePayload) -> None:
         """An agent says how far a task is."""
-        row = self.rows.get(report.current_task_id or "")
+        row = self.rows.get(id_in_definition(report.current_task_id or ""))
         if row is None or row.status is not TaskStatus.IN_PROGRESS:
             return
         if row.progress.take(report) and self._live is None:
@@ -126,7 +147,8 @@ class Board:
             seconds = f"{row.seconds:.1f} s" if row.seconds is not None else ""
             phase, previous = ("" if row.phase == previous else row.phase), row.phase
             status = Text(row.status.value, STYLES[row.status])
-            cells = (Text(phase), Text(row.task.name), Text(row.agent_id), status, Text(seconds))
+            name = f"{row.task.name} (feedback {row.feedback_round})" if row.feedback_round else row.task.name
+            cells = (Text(phase), Text(name), Text(row.agent_id), status, Text(seconds))
             table.add_row(*cells, Text(row.remark))
         return table
 
@@ -144,7 +166,8 @@ class Board:
         if self._live is not None or row.status in row.announced:
             return
         row.announced.add(row.status)
-        parts = [f"{row.phase}: {row.task.name}: {row.status.value}"]
+        again = f" (feedback {row.feedback_round})" if row.feedback_round else ""
+        parts = [f"{row.phase}: {row.task.name}{again}: {row.status.value}"]
         if row.result is not None:
             parts.append(f"by {row.agent_id} in {row.seconds or 0:.1f} s")
             parts.append(f"({row.remark})" if row.remark else "")

@@ -39,6 +39,8 @@ Correlation = Annotated[str | None, typer.Option(help="The correlation id, which
 Urgency = Annotated[Priority, typer.Option(help="How urgent it is.")]
 Channel = Annotated[str, typer.Argument(help="For example conductor:broadcast or conductor:agent:coding-1.")]
 
+WorkflowId = Annotated[str, typer.Argument(help="The id that 'conductor run' says when it starts.")]
+
 
 def _complete_agents(incomplete: str) -> list[str]:
     return [kind.value for kind in AgentType if kind.value.startswith(incomplete)]
@@ -118,9 +120,31 @@ def run(
     execute(
         settings,
         lambda config: WorkflowRun(
-            config, loaded, output, verbose=settings.verbose, stop_on_failure=stop_on_failure
+            config, output, workflow=loaded, verbose=settings.verbose, stop_on_failure=stop_on_failure
         ).run(),
     )
+
+
+@app.command()
+def resume(context: typer.Context, workflow_id: WorkflowId, as_json: Json = False) -> None:
+    """Go on with a run whose process died; starts what is missing for as long as it runs."""
+    from conductor.cli.running import WorkflowRun
+
+    settings: Settings = context.obj
+    output = Output(as_json=as_json)
+    execute(
+        settings,
+        lambda config: WorkflowRun(config, output, resumed_id=workflow_id, verbose=settings.verbose).run(),
+    )
+
+
+@app.command()
+def cancel(context: typer.Context, workflow_id: WorkflowId, as_json: Json = False) -> None:
+    """End a run, also one of another process: what waits and what runs is cancelled, what is done kept."""
+    from conductor.cli import running
+
+    output = Output(as_json=as_json)
+    execute(context.obj, lambda config: running.cancel(config, output, workflow_id))
 
 
 @app.command()

@@ -71,7 +71,7 @@ def configure_logging(level: str, *, verbose: bool) -> None:
     )
     logging.basicConfig(level=level if verbose else "WARNING", handlers=[handler], force=True)
     # It logs the failure of every task, which the commands report themselves.
-    logging.getLogger("conductor.orchestration.workflow_engine").disabled = not verbose
+    logging.getLogger("conductor.orchestration.workflow_phase").disabled = not verbose
 
 
 class _OneLine(logging.Formatter):

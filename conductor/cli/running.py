@@ -1,4 +1,4 @@
-"""`conductor run`: a workflow over agent nodes."""
+"""`conductor run`, `resume` and `cancel`: a workflow over agent nodes."""
 
 import asyncio
 import contextlib
@@ -12,97 +12,113 @@ from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
 from conductor.cli.progress import Listener
-from conductor.cli.servers import free_ids, names, servers_for_a_run
+from conductor.cli.servers import free_ids, names, servers_for_a_run, servers_of_a_run
 from conductor.cli.workflow_file import Workflow
 from conductor.client import Conductor
 from conductor.core.channels import workflow_channel
 from conductor.core.config import ConductorConfig
-from conductor.core.enums import AgentType, MessageType, TaskStatus
-from conductor.core.exceptions import ConductorError, ConfigurationError
+from conductor.core.enums import AgentType, TaskStatus
+from conductor.core.exceptions import ConductorError, ConfigurationError, WorkflowError
 from conductor.core.fields import utc_now
-from conductor.core.messages import AgentMessage, TaskResultPayload
-from conductor.core.models import TaskDefinition, TaskResult
 from conductor.core.state import AgentState, WorkflowState
 from conductor.orchestration.workflow_engine import WorkflowEngine
+from conductor.orchestration.workflow_progress import restore
 
 RUN = "run"
 """In the ids of agents that live for one run."""
 
 
 class WorkflowRun:
-    """One run: the servers and nodes it needs and has not, the engine, and what a person sees of it."""
+    """A run: the servers and nodes it needs and has not, the engine, and what a person sees of it."""
 
     def __init__(
         self,
         config: ConductorConfig,
-        workflow: Workflow,
         output: Output,
         *,
+        workflow: Workflow | None = None,
+        resumed_id: str = "",
         verbose: bool = False,
         stop_on_failure: bool = False,
     ) -> None:
+        """Run a workflow, or go on with the run that `resumed_id` names."""
         self._config = config
-        self._workflow = workflow
+        self._given = workflow
+        self._resumed_id = resumed_id
         self._output = output
         self._verbose = verbose
         self._stop_on_failure = stop_on_failure
-        self._board = Board(workflow, output)
+        self._board: Board
 
     async def run(self) -> int:
         """Run it; 0 only if every task was completed."""
         try:
-            with self._board:
-                state = await self._run()
+            workflow, state = await self._run()
         except asyncio.CancelledError:
             self._output.note("interrupted: the run is cancelled and what it started has ended")
             raise
+        rows = self._board.rows.values()
         self._board.summarize(self._output.human)
-        succeeded = state.status is TaskStatus.COMPLETED and all(
-            row.status is TaskStatus.COMPLETED for row in self._board.rows.values()
-        )
+        done = sum(row.status is TaskStatus.COMPLETED for row in rows)
+        succeeded = state.status is TaskStatus.COMPLETED and done == len(rows)
         duration = state.duration_seconds or 0.0
-        done = sum(row.status is TaskStatus.COMPLETED for row in self._board.rows.values())
-        if self._workflow.workspace.is_dir():
-            self._output.say(f"copy of the project: {self._workflow.workspace}")
-        self._output.say(f"{done} of {len(self._board.rows)} tasks completed in {duration:.1f} s")
-        self._output.emit(self._document(state, succeeded=succeeded), indent=2)
+        if workflow.workspace.is_dir():
+            self._output.say(f"copy of the project: {workflow.workspace}")
+        if state.status is TaskStatus.FAILED and state.error_log:
+            self._output.say(state.error_log[-1]["message"])
+        self._output.say(f"{done} of {len(rows)} tasks completed in {duration:.1f} s")
+        self._output.emit(self._document(workflow, state, succeeded=succeeded), indent=2)
         return 0 if succeeded else FAILED
 
-    async def _run(self) -> WorkflowState:
+    async def _run(self) -> tuple[Workflow, WorkflowState]:
         echo = self._output.note if self._verbose else None
+        servers = servers_of_a_run if self._resumed_id else servers_for_a_run
         async with (
-            servers_for_a_run(self._config) as config,
+            servers(self._config) as config,
             Conductor(config) as conductor,
             Fleet(conductor, self._on_node, echo, temporary=True) as fleet,
         ):
-            await self._start_missing(conductor, fleet)
-            self._board.note = ""
-            workflow_id = self._workflow.definition.workflow_id
-            async with (
-                _watching(conductor, self._board),
-                Listener(conductor.bus, workflow_channel(workflow_id), self._board.progressed),
-            ):
-                dispatcher = _Dispatcher(conductor, self._board, workflow_id)
-                engine = WorkflowEngine(
-                    dispatcher,
-                    conductor.state,
-                    policy_engine=conductor.policy_engine,
-                    stop_on_failure=self._stop_on_failure,
-                )
-                try:
-                    state = await engine.run_workflow(self._workflow.definition)
-                except asyncio.CancelledError:
-                    self._board.say("interrupted: cancelling, and stopping what was started")
-                    raise
-            for task_id, result in state.task_results.items():
-                self._board.ended(task_id, result)
-            return state
+            saved = await _saved(conductor, self._resumed_id) if self._resumed_id else None
+            workflow = self._given or _workflow_of(saved, self._config)
+            self._output.say(f"workflow {workflow.definition.workflow_id}")
+            self._board = Board(workflow, self._output)
+            with self._board:
+                if saved is not None:
+                    self._board.restore(saved.task_results)
+                if saved is None or not saved.is_complete:
+                    await self._start_missing(conductor, fleet, workflow)
+                self._board.note = ""
+                state = await self._engine_run(conductor, workflow)
+                for task_id, result in state.task_results.items():
+                    self._board.ended(task_id, result)
+            return workflow, state
 
-    async def _start_missing(self, conductor: Conductor, fleet: Fleet) -> None:
+    async def _engine_run(self, conductor: Conductor, workflow: Workflow) -> WorkflowState:
+        engine = WorkflowEngine(
+            conductor,
+            conductor.state,
+            policy_engine=conductor.policy_engine,
+            stop_on_failure=self._stop_on_failure,
+            on_event=self._board.on_event,
+        )
+        channel = workflow_channel(workflow.definition.workflow_id)
+        async with (
+            _watching(conductor, self._board),
+            Listener(conductor.bus, channel, self._board.progressed),
+        ):
+            try:
+                if self._resumed_id:
+                    return await engine.resume_workflow(self._resumed_id)
+                return await engine.run_workflow(workflow.definition)
+            except asyncio.CancelledError:
+                self._board.say("interrupted: cancelling, and stopping what was started")
+                raise
+
+    async def _start_missing(self, conductor: Conductor, fleet: Fleet, workflow: Workflow) -> None:
         """Start a node for every type of agent of which none is alive."""
         alive = await conductor.living_agents()
         there = {agent.agent_type for agent in alive if _is_to_stay(agent, self._config)}
-        wanted = dict.fromkeys(task.assigned_to for task in self._workflow.ordered_tasks if task.assigned_to)
+        wanted = dict.fromkeys(task.assigned_to for task in workflow.ordered_tasks if task.assigned_to)
         missing = [agent_type for agent_type in wanted if agent_type not in there]
         _require_known(missing)
         if not missing:
@@ -115,15 +131,17 @@ class WorkflowRun:
         if event != "ready" or self._verbose:
             self._output.note(sentence)
 
-    def _document(self, state: WorkflowState, *, succeeded: bool) -> dict[str, Any]:
+    def _document(self, workflow: Workflow, state: WorkflowState, *, succeeded: bool) -> dict[str, Any]:
         return {
             "workflow_id": state.workflow_id,
-            "name": self._workflow.definition.name,
+            "name": workflow.definition.name,
             "succeeded": succeeded,
             "status": state.status.value,
+            "outcome": state.metadata.get("outcome"),
+            "feedback_count": state.feedback_count,
             "started_at": state.started_at.isoformat(),
             "duration_seconds": state.duration_seconds,
-            "workspace": str(self._workflow.workspace),
+            "workspace": str(workflow.workspace),
             "phases": state.phase_history,
             "tasks": [
                 {"name": row.task.name, "phase": row.phase, "assigned_to": row.task.assigned_to}
@@ -134,27 +152,30 @@ class WorkflowRun:
         }
 
 
-class _Dispatcher:
-    """Tells the board and the workflow's channel of every task that goes through to the nodes."""
+async def cancel(config: ConductorConfig, output: Output, workflow_id: str) -> int:
+    """End a run, whichever process runs it; 0 if it is cancelled then."""
+    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
+        state = await WorkflowEngine(conductor, conductor.state).cancel_workflow(workflow_id)
+    cancelled = state.metadata.get("outcome") == "cancelled"
+    done, count = state.completed_task_count, len(state.task_results)
+    how = "is cancelled" if cancelled else f"had ended before: {state.status.value}"
+    output.say(f"workflow {workflow_id} {how}, {done} of {count} tasks completed")
+    output.emit(
+        {"workflow_id": workflow_id, "status": state.status.value, "outcome": state.metadata.get("outcome")}
+    )
+    return 0 if cancelled else FAILED
 
-    def __init__(self, conductor: Conductor, board: Board, workflow_id: str) -> None:
-        self._conductor = conductor
-        self._board = board
-        self._workflow_id = workflow_id
 
-    async def dispatch_task(self, task: TaskDefinition) -> TaskResult:
-        self._board.started(task.task_id)
-        metadata = {**task.metadata, "workflow_id": self._workflow_id}
-        result = await self._conductor.dispatch_task(task.model_copy(update={"metadata": metadata}))
-        self._board.ended(task.task_id, result)
-        message = AgentMessage(
-            message_type=MessageType.TASK_RESULT,
-            sender_id=f"workflow-{self._workflow_id}",
-            payload=TaskResultPayload(result=result).model_dump(mode="json"),
-        )
-        with contextlib.suppress(ConductorError):
-            await self._conductor.bus.publish(workflow_channel(self._workflow_id), message)
-        return result
+async def _saved(conductor: Conductor, workflow_id: str) -> WorkflowState:
+    state = await conductor.state.get_workflow_state(workflow_id)
+    if state is None:
+        raise WorkflowError(f"there is no workflow {workflow_id!r} here", workflow_id, "WORKFLOW_NOT_FOUND")
+    return state
+
+
+def _workflow_of(saved: WorkflowState | None, config: ConductorConfig) -> Workflow:
+    assert saved is not None, "a run has a workflow, or an id to resume"
+    return Workflow.of(restore(saved)[0], config.data_dir / "workspaces")
 
 
 @contextlib.asynccontextmanager

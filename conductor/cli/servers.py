@@ -64,6 +64,17 @@ async def servers_for_a_run(config: ConductorConfig) -> AsyncIterator[ConductorC
         yield config
 
 
+@contextlib.asynccontextmanager
+async def servers_of_a_run(config: ConductorConfig) -> AsyncIterator[ConductorConfig]:
+    """Give the configuration to find an earlier run with: also the server of another that goes on."""
+    configured = config.broker_url is not None or config.redis.url is not None
+    if not configured and _names_a_process(config.data_dir / RUN_MARKER):
+        yield config
+        return
+    async with servers_for_a_run(config) as config:
+        yield config
+
+
 async def _private_server(config: ConductorConfig, stack: contextlib.AsyncExitStack) -> ConductorConfig:
     place = config.data_dir / "servers" / uuid.uuid4().hex
     stack.push_async_callback(asyncio.to_thread, shutil.rmtree, place, ignore_errors=True)

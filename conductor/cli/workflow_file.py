@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import yaml
 from pydantic import ValidationError
@@ -12,12 +12,14 @@ from pydantic_core import ErrorDetails
 
 from conductor.cli.values import absolute_paths, did_you_mean
 from conductor.core.enums import AgentType, WorkflowPhase
-from conductor.core.exceptions import ConfigurationError
+from conductor.core.exceptions import ConfigurationError, WorkflowError
 from conductor.core.fields import new_id
 from conductor.core.models import TaskDefinition, WorkflowDefinition
-from conductor.orchestration.workflow_engine import PHASE_AGENT_TYPES
+from conductor.orchestration.workflow_inputs import formatted
+from conductor.orchestration.workflow_plan import PHASE_AGENT_TYPES, Plan
 
 REFERENCE = re.compile(r"\$\{(?:vars\.([^}]*)|([^}]*))\}")
+IN_INPUTS = re.compile(r"tasks\[\d+\]\.input_data[.\[]")
 OF_THE_RUN = {"workflow_id", "created_at", "task_id"}
 
 
@@ -34,6 +36,19 @@ class Workflow:
         """The tasks in the order in which they run."""
         order = list(self.definition.phases)
         return sorted(self.definition.tasks, key=lambda task: order.index(self.phases[task.task_id]))
+
+    @classmethod
+    def of(cls, definition: WorkflowDefinition, workspaces: Path) -> Self:
+        """Give the workflow of a run that was saved."""
+        workspace = definition.variables.get("workspace") or workspaces / definition.workflow_id
+        phases = {
+            task.task_id: next(
+                (phase for phase in definition.phases if task.assigned_to in PHASE_AGENT_TYPES[phase]),
+                definition.phases[0],
+            )
+            for task in definition.tasks
+        }
+        return cls(definition, Path(workspace), phases)
 
 
 def load_workflow(file: Path, given: Mapping[str, Any], workspaces: Path) -> Workflow:
@@ -52,17 +67,24 @@ class _Loader:
 
     def load(self, given: Mapping[str, Any], workspaces: Path) -> Workflow:
         data = self._read()
+        if "variables" in data:
+            self._fail("variables", "in a file they are called 'vars'")
         workflow_id = new_id()
         workspace = workspaces.absolute() / workflow_id
         variables = self._variables(data.pop("vars", None) or {}, given, workspace)
         data = self._substitute(data, variables, "")
         self._require_shape(data)
         data["tasks"] = [self._with_absolute_paths(task) for task in data["tasks"]]
+        known = {name: value for name, value in variables.items() if value is not None}
         try:
-            definition = WorkflowDefinition.model_validate({**data, "workflow_id": workflow_id})
+            definition = WorkflowDefinition.model_validate(
+                {**data, "workflow_id": workflow_id, "variables": known}
+            )
         except ValidationError as error:
             self._fail(_field(error.errors()[0]["loc"]), _sentence(error.errors(include_url=False)[0]))
-        return Workflow(definition, Path(variables["workspace"]), self._phases(definition))
+        phases = self._phases(definition)
+        self._require_sense(definition)
+        return Workflow(definition, Path(variables["workspace"]), phases)
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -106,12 +128,20 @@ class _Loader:
             return value
         if whole := REFERENCE.fullmatch(value):
             return self._look_up(whole, variables, field)
-        return REFERENCE.sub(lambda found: str(self._look_up(found, variables, field)), value)
+        return REFERENCE.sub(lambda found: formatted(self._look_up(found, variables, field)), value)
 
     def _look_up(self, found: re.Match[str], variables: Mapping[str, Any], field: str) -> Any:
         name = found[1]
+        if name is None and found[2].startswith("tasks."):
+            if not IN_INPUTS.match(field):
+                self._fail(field, f"{found[0]} has a value only in the input_data of a task")
+            return found[0]
         if name is None:
-            self._fail(field, f"{found[0]} is not a variable; they are written ${{vars.NAME}}")
+            self._fail(
+                field,
+                f"{found[0]} is not a variable; they are written ${{vars.NAME}}, outputs "
+                "${tasks.NAME.FIELD}",
+            )
         if name not in variables:
             hint = did_you_mean(name, variables) or f"; known: {', '.join(sorted(variables))}"
             self._fail(field, f"{found[0]} is unknown{hint}")
@@ -157,6 +187,14 @@ class _Loader:
             self._fail("phases", f"a phase is named twice: {', '.join(definition.phases)}")
         return phases
 
+    def _require_sense(self, definition: WorkflowDefinition) -> None:
+        try:
+            Plan(definition)
+        except WorkflowError as error:
+            number, field = error.details["task_number"], error.details["field"]
+            where = field if number is None else f"tasks[{number}].{field}"
+            self._fail(where, error.details["problem"])
+
     def _fail(self, field: str, problem: str) -> NoReturn:
         where = f"{self._file}: {field}: " if field else f"{self._file}: "
         raise ConfigurationError(
@@ -178,7 +216,7 @@ def _sentence(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         task_level = error["loc"][0] == "tasks"
         model = TaskDefinition if task_level else WorkflowDefinition
-        known = [name for name in model.model_fields if name not in OF_THE_RUN]
+        known = [name for name in model.model_fields if name not in OF_THE_RUN | {"variables"}]
         known += [] if task_level else ["vars"]
         hint = did_you_mean(error["loc"][-1], known) or f"; known: {', '.join(known)}"
         return f"there is no such field{hint}"

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from pydantic import BaseModel
 
+from conductor.orchestration.leases import Leases, MemoryLeases
 from conductor.orchestration.state_checks import (
     below_zero,
     checked_page,
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 
-class StateManager(ABC):
-    """Keeps agent states, workflow states and task results; every method belongs to one event loop.
+class StateManager(Leases, ABC):
+    """Keeps agent states, workflow states, task results and leases; every method belongs to one event loop.
 
     What is stored is a copy. The last write wins, unless a save is given `expected_version`: then it is
     done only if the entity still has that version (0: does not exist), else StateError STATE_CONFLICT. A save
@@ -242,13 +243,14 @@ class _Entry(NamedTuple):
     born: int
 
 
-class InMemoryStateManager(StateManager):
+class InMemoryStateManager(MemoryLeases, StateManager):
     """Keeps state in this process until it disconnects; encoded, so that it does what the Redis one does."""
 
     def __init__(self) -> None:
         self._connected = False
         self._entries: dict[str, dict[str, _Entry]] = {kind.name: {} for kind in KINDS}
         self._watches: WeakSet[MemoryWatch] = WeakSet()
+        self._leases: dict[str, tuple[str, float]] = {}
 
     @property
     def is_connected(self) -> bool:
@@ -261,6 +263,7 @@ class InMemoryStateManager(StateManager):
         self._connected = False
         for entries in self._entries.values():
             entries.clear()
+        self._leases.clear()
         for watch in list(self._watches):
             watch.close()
 

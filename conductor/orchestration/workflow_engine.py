@@ -1,50 +1,56 @@
-"""Running a workflow: phase after phase, task after task."""
+"""Running workflows: the engine, which is the way to run, resume and cancel them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+from typing import TYPE_CHECKING
 
-from pydantic_core import to_jsonable_python
-
-from conductor.core.enums import AgentType, TaskStatus, WorkflowPhase
-from conductor.core.exceptions import ConductorError, ConfigurationError, StateError, WorkflowError
-from conductor.core.fields import utc_now
-from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
+from conductor.core.enums import TaskStatus, WorkflowPhase
+from conductor.core.exceptions import ConfigurationError, StateError, WorkflowError
 from conductor.core.state import WorkflowState
+from conductor.orchestration.message_bus import MessageBus
+from conductor.orchestration.workflow_dispatch import Dispatch, TaskDispatcher
+from conductor.orchestration.workflow_events import Announcer, WorkflowEvent
+from conductor.orchestration.workflow_feedback import begin_round, loops_used_up
+from conductor.orchestration.workflow_lease import PAUSE, WorkflowLease
+from conductor.orchestration.workflow_ledger import UNASSIGNED, Ledger
+from conductor.orchestration.workflow_plan import PHASE_AGENT_TYPES, Plan
+from conductor.orchestration.workflow_progress import OUTCOME, Progress, is_same, restore
+from conductor.orchestration.workflow_run import Run
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Coroutine
+    from typing import Any
 
     from conductor.core.messages import FeedbackPayload
+    from conductor.core.models import WorkflowDefinition
     from conductor.orchestration.policy_engine import PolicyEngine
     from conductor.orchestration.state_manager import StateManager
+    from conductor.orchestration.workflow_events import OnEvent
+
+__all__ = ["PHASE_AGENT_TYPES", "UNASSIGNED", "TaskDispatcher", "WorkflowEngine", "WorkflowEvent"]
 
 logger = logging.getLogger(__name__)
 
-PHASE_AGENT_TYPES: dict[WorkflowPhase, list[AgentType]] = {
-    WorkflowPhase.DEVELOPMENT: [AgentType.CODING, AgentType.REVIEW, AgentType.TEST_DATA, AgentType.TEST],
-    WorkflowPhase.DEVOPS: [AgentType.DEVOPS, AgentType.DEPLOYING],
-    WorkflowPhase.MONITORING: [AgentType.MONITOR],
-}
-
-UNASSIGNED = "unassigned"
-"""The agent id of results of tasks that no agent ran."""
-
-
-class TaskDispatcher(Protocol):
-    """Whatever gets a task done by an agent: AgentCoordinator in this process, or one over Celery nodes."""
-
-    async def dispatch_task(self, task: TaskDefinition) -> TaskResult:
-        """Do `task` and give its result; what is raised is recorded as a failed task."""
+#: Seconds between two looks whether the run is to be cancelled, at most.
+LOOK_INTERVAL = 1.0
+#: Seconds that `cancel_workflow` waits for the engine that runs the workflow.
+CANCEL_PATIENCE = 60.0
 
 
 class WorkflowEngine:
     """Runs workflows through a dispatcher, saving the state after every task and every phase.
 
     A failed task is recorded and the run goes on, unless `stop_on_failure`. One engine may run several
-    workflows at the same time, on one event loop.
+    workflows at the same time, on one event loop; of all engines on one store one at a time runs a workflow.
+
+    Args:
+        message_bus: where runs are announced; by default the `message_bus` or `bus` of the coordinator.
+        on_event: is called with every event of every run, on the event loop; it must not block or raise.
+        lease_seconds: how long after its engine died a workflow cannot be resumed.
     """
 
     def __init__(
@@ -55,6 +61,9 @@ class WorkflowEngine:
         max_feedback_loops: int = 3,
         *,
         stop_on_failure: bool = False,
+        message_bus: MessageBus | None = None,
+        on_event: OnEvent | None = None,
+        lease_seconds: float = 8.0,
     ) -> None:
         if max_feedback_loops < 0:
             raise ConfigurationError(f"max_feedback_loops must be 0 or more, not {max_feedback_loops}.")
@@ -63,25 +72,79 @@ class WorkflowEngine:
         self.policy_engine = policy_engine
         self.max_feedback_loops = max_feedback_loops
         self.stop_on_failure = stop_on_failure
+        self._message_bus = message_bus
+        self._on_event = on_event
+        self._lease_seconds = lease_seconds
 
     async def run_workflow(self, definition: WorkflowDefinition) -> WorkflowState:
         """Run all phases and give the final state, COMPLETED also where tasks failed.
 
-        FAILED is a run that a phase gate denied to go on, that `stop_on_failure` stopped, or that was
-        cancelled. Tasks that were not run, or belong to none of the phases, are recorded as SKIPPED.
+        FAILED is a run that a phase gate denied to go on, that `stop_on_failure` stopped, whose time or
+        feedback loops were used up, or that was cancelled. Tasks that were not run, or belong to none of the
+        phases, are recorded as SKIPPED. A run of this id that has not ended goes on where it was, once the
+        lease of its dead engine has run out; one that has ended is returned as it is.
+
+        Raises WorkflowError: INVALID_WORKFLOW before anything runs, WORKFLOW_RUNNING (another engine runs it
+        and renews its lease), WORKFLOW_CHANGED (the id is that of another definition), WORKFLOW_LEASE_LOST;
+        and StateError when the store goes away: the run can then be resumed.
         """
-        state = WorkflowState(workflow_id=definition.workflow_id, status=TaskStatus.IN_PROGRESS)
-        if definition.phases:
-            state.current_phase = definition.phases[0]
-        await self._save(state)
-        async with _Ending(self, state):
-            for phase in definition.phases:
-                may_go_on = await self._run_phase(state, phase, _tasks_of(definition, phase))
-                if not may_go_on or not await self._gate_open(state, phase, definition):
-                    state.status = TaskStatus.FAILED
-                    break
-            _skip_the_rest(state, definition)
-        return state
+        plan = Plan(definition)
+        lease = self._lease(definition.workflow_id)
+        await lease.take(self._patience)
+        async with _held(lease):
+            state = await self.state_manager.get_workflow_state(definition.workflow_id)
+            if state is None or not state.metadata.keys() >= {"definition", "progress"}:
+                return await self._start(plan, lease)
+            if not is_same(restore(state)[0], definition):
+                raise WorkflowError(
+                    f"There is a run {state.workflow_id} of another definition; use another workflow_id.",
+                    state.workflow_id,
+                    "WORKFLOW_CHANGED",
+                )
+            return await self._go_on(state, lease)
+
+    async def resume_workflow(self, workflow_id: str) -> WorkflowState:
+        """Go on with a run whose engine died, and give the final state; one that has ended as it is.
+
+        Raises what `run_workflow` does, and WorkflowError, code WORKFLOW_NOT_FOUND or WORKFLOW_NOT_RESUMABLE.
+        """
+        state = await self._saved(workflow_id)
+        if state.is_complete:
+            return state
+        restore(state)
+        lease = self._lease(workflow_id)
+        await lease.take(self._patience)
+        async with _held(lease):
+            return await self._go_on(await self._saved(workflow_id), lease)
+
+    async def cancel_workflow(self, workflow_id: str) -> WorkflowState:
+        """End a run, whichever process runs it, and give the final state; one that has ended as it is.
+
+        What agents do for it is cancelled, what waits is SKIPPED, what was done is kept: the status is FAILED
+        and `metadata["outcome"]` "cancelled". Raises WorkflowError, code WORKFLOW_NOT_FOUND,
+        WORKFLOW_NOT_RESUMABLE, or WORKFLOW_RUNNING when its engine did not end it within a minute.
+        """
+        state = await self._saved(workflow_id)
+        if state.is_complete:
+            return state
+        restore(state)
+        lease = self._lease(workflow_id)
+        await lease.wish_to_cancel()
+        await self._announcer(workflow_id).command("cancel")
+        deadline = time.monotonic() + CANCEL_PATIENCE
+        while time.monotonic() < deadline:
+            if await lease.try_to_take():
+                async with _held(lease):
+                    return await self._go_on(await self._saved(workflow_id), lease)
+            await asyncio.sleep(PAUSE)
+            state = await self._saved(workflow_id)
+            if state.is_complete:
+                return state
+        raise WorkflowError(
+            f"Workflow {workflow_id} was asked to end and has not within {CANCEL_PATIENCE:g} s.",
+            workflow_id,
+            "WORKFLOW_RUNNING",
+        )
 
     async def check_phase_gate(self, state: WorkflowState) -> bool:
         """Tell whether the policies let the run go on to its next phase; without policies: True."""
@@ -92,195 +155,142 @@ class WorkflowEngine:
     ) -> WorkflowState:
         """Run DEVELOPMENT again, with `feedback` in each task's input_data, and give `state`, changed.
 
-        The tasks run under ids of their own ("<task_id>.feedback-<n>"), since a result is kept by its task's
+        Where `feedback.affected_task_ids` names tasks of DEVELOPMENT, only these and those that need them
+        run. They run under ids of their own ("<task_id>.feedback-<n>"), since a result is kept by its task's
         id; in the state their results take the place of the earlier ones. WorkflowError with code
         MAX_FEEDBACK_LOOPS past the limit; nothing is changed then.
         """
         if state.feedback_count >= self.max_feedback_loops:
-            raise WorkflowError(
-                f"Workflow {state.workflow_id} had its {self.max_feedback_loops} feedback loops.",
-                state.workflow_id,
-                "MAX_FEEDBACK_LOOPS",
-                {"feedback_count": state.feedback_count, "max_feedback_loops": self.max_feedback_loops},
-            )
-        was_complete = state.is_complete
-        state.feedback_count += 1
-        state.status, state.completed_at = TaskStatus.IN_PROGRESS, None
-        phase = WorkflowPhase.DEVELOPMENT
-        tasks = _tasks_of(definition, phase)
-        async with _Ending(self, state, complete=was_complete):
-            if not await self._run_phase(state, phase, tasks, feedback):
-                state.status = TaskStatus.FAILED
-        return state
+            raise loops_used_up(state.workflow_id, state.feedback_count, self.max_feedback_loops)
+        plan, lease = Plan(definition), self._lease(state.workflow_id)
+        await lease.take(self._patience)
+        async with _held(lease):
+            was_complete = state.is_complete
+            state.status, state.completed_at = TaskStatus.IN_PROGRESS, None
+            state.metadata.pop(OUTCOME, None)
+            progress = Progress(last_phase=WorkflowPhase.DEVELOPMENT, stop_on_failure=self.stop_on_failure)
+            run = self._run(plan, state, progress, lease)
+            begin_round(run.ledger, feedback)
+            work = run.run_one_phase(WorkflowPhase.DEVELOPMENT, complete=was_complete)
+            return await self._supervise(run, work)
 
-    async def _run_phase(
-        self,
-        state: WorkflowState,
-        phase: WorkflowPhase,
-        tasks: list[TaskDefinition],
-        feedback: FeedbackPayload | None = None,
-    ) -> bool:
-        """Run the tasks one after the other; False if the run must stop."""
-        state.current_phase = phase
-        started_at, statuses = utc_now(), list[TaskStatus]()
-        await self._save(state)
-        for task in tasks:
-            statuses.append(await self._run_task(state, phase, task, feedback))
-            if self.stop_on_failure and statuses[-1] is not TaskStatus.COMPLETED:
-                break
-        stopped = self.stop_on_failure and any(status is not TaskStatus.COMPLETED for status in statuses)
-        state.phase_history.append(_history(phase, started_at, len(tasks), statuses))
-        await self._save(state)
-        return not stopped
+    async def _start(self, plan: Plan, lease: WorkflowLease) -> WorkflowState:
+        definition = plan.definition
+        state = WorkflowState(workflow_id=definition.workflow_id, status=TaskStatus.IN_PROGRESS)
+        phase = definition.phases[0] if definition.phases else None
+        state.current_phase = phase or state.current_phase
+        run = self._run(plan, state, Progress(phase=phase, stop_on_failure=self.stop_on_failure), lease)
+        await run.ledger.save()
+        await run.ledger.announce("workflow_started")
+        return await self._supervise(run, run.go())
 
-    async def _run_task(
-        self,
-        state: WorkflowState,
-        phase: WorkflowPhase,
-        task: TaskDefinition,
-        feedback: FeedbackPayload | None,
-    ) -> TaskStatus:
-        sent = task if feedback is None else _with_feedback(task, feedback, state.feedback_count)
-        started_at = utc_now()
+    async def _go_on(self, state: WorkflowState, lease: WorkflowLease) -> WorkflowState:
+        if state.is_complete:
+            return state
+        definition, progress = restore(state)
+        run = self._run(Plan(definition), state, progress, lease, resumed=True)
+        await run.ledger.save()
+        await run.ledger.announce("workflow_resumed")
+        return await self._supervise(run, run.go())
+
+    async def _supervise(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowState:
+        """Do the work until it ends, or the run has to be ended; give the final state."""
+        reason = await run.interruption()
+        if reason is None:
+            reason = await self._work(run, work)
+        else:
+            work.close()
+        if reason is not None:
+            await run.interrupt(reason)
+        return run.ledger.state
+
+    async def _work(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowError | None:
+        working, watching = asyncio.create_task(work), asyncio.create_task(self._watch(run))
         try:
-            result = await self.coordinator.dispatch_task(sent)
-        except Exception as error:
-            logger.exception("workflow %s: task %s could not be done", state.workflow_id, task.task_id)
-            state.error_log.append(_log_entry(error, phase, task))
-            result = _failed(task, error, started_at)
-            state.task_results[task.task_id] = result
-            await self._save(state)
-            return result.status
-        result = result.model_copy(update={"task_id": task.task_id})
-        state.task_results[task.task_id] = result
-        await self._save_result(state, result)
-        return result.status
-
-    async def _gate_open(
-        self, state: WorkflowState, phase: WorkflowPhase, definition: WorkflowDefinition
-    ) -> bool:
-        """Ask the gate after a phase that did something and has a successor."""
-        if phase is definition.phases[-1] or state.phase_history[-1]["task_count"] == 0:
-            return True
-        if await self.check_phase_gate(state):
-            return True
-        error = WorkflowError(
-            f"The policies do not let the workflow go on after phase {phase}.",
-            state.workflow_id,
-            "PHASE_GATE_CLOSED",
-        )
-        state.error_log.append(_log_entry(error, phase))
-        return False
-
-    async def _save(self, state: WorkflowState) -> None:
-        await self.state_manager.save_workflow_state(state)
-
-    async def _save_result(self, state: WorkflowState, result: TaskResult) -> None:
-        """Save what a task adds, which costs the same however many results there are already."""
-        agent_state = await self.state_manager.get_agent_state(result.agent_id)
-        if agent_state is not None:
-            state.agent_states[result.agent_id] = agent_state
-        try:
-            await self.state_manager.save_workflow_task_result(state.workflow_id, result)
-            if agent_state is not None:
-                await self.state_manager.save_workflow_agent_state(state.workflow_id, agent_state)
-        except StateError as error:
-            # Somebody deleted the workflow, or it expired, while it runs.
-            if error.error_code != "STATE_NOT_FOUND":
-                raise
-            await self._save(state)
-
-
-class _Ending:
-    """Ends a run, also one that is cancelled or breaks, and saves how it ended."""
-
-    def __init__(self, engine: WorkflowEngine, state: WorkflowState, *, complete: bool = True) -> None:
-        self._engine = engine
-        self._state = state
-        self._complete = complete
-
-    async def __aenter__(self) -> None:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return watching.result()
+            working.result()
+        except (StateError, WorkflowError):
+            # Nothing can be filed, or not by this engine: whoever resumes the run files its end.
+            raise
+        except BaseException as error:
+            await _cancel(working)
+            await asyncio.shield(run.break_off(error))
+            raise
+        finally:
+            await _cancel(working)
+            await _cancel(watching)
         return None
 
-    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        state = self._state
-        if error is not None:
-            state.status = TaskStatus.FAILED
-            state.error_log.append(_log_entry(error, state.current_phase))
-        elif self._complete and state.status is TaskStatus.IN_PROGRESS:
-            state.status = TaskStatus.COMPLETED
-        if state.is_complete:
-            state.completed_at = utc_now()
-        await asyncio.shield(self._engine.state_manager.save_workflow_state(state))
+    async def _watch(self, run: Run) -> WorkflowError:
+        """Keep the lease, and give the reason when the run has to be ended."""
+        interval = min(LOOK_INTERVAL, self._lease_seconds / 4)
+        while True:
+            left = run.seconds_left
+            await asyncio.sleep(interval if left is None else max(min(interval, left), 0))
+            await run.ledger.lease.renew()
+            try:
+                reason = await run.interruption()
+            except StateError as error:
+                logger.warning("workflow %s: the store is away: %s", run.ledger.state.workflow_id, error)
+                continue
+            if reason is not None:
+                return reason
 
-
-def _tasks_of(definition: WorkflowDefinition, phase: WorkflowPhase) -> list[TaskDefinition]:
-    """Give the phase's tasks; one without an agent type is in the first, where dispatching refuses it."""
-    types: set[AgentType | None] = set(PHASE_AGENT_TYPES[phase])
-    if definition.phases and phase is definition.phases[0]:
-        types.add(None)
-    return [task for task in definition.tasks if task.assigned_to in types]
-
-
-def _skip_the_rest(state: WorkflowState, definition: WorkflowDefinition) -> None:
-    reachable = {task.task_id for phase in definition.phases for task in _tasks_of(definition, phase)}
-    for task in definition.tasks:
-        if task.task_id in state.task_results:
-            continue
-        reason = "The run ended before this task."
-        if task.task_id not in reachable:
-            reason = f"None of the workflow's phases has {task.assigned_to or 'unassigned'} tasks."
-        state.task_results[task.task_id] = TaskResult(
-            task_id=task.task_id, agent_id=UNASSIGNED, status=TaskStatus.SKIPPED, error_message=reason
+    def _run(
+        self,
+        plan: Plan,
+        state: WorkflowState,
+        progress: Progress,
+        lease: WorkflowLease,
+        *,
+        resumed: bool = False,
+    ) -> Run:
+        announcer = self._announcer(state.workflow_id)
+        return Run(
+            Ledger(plan, state, progress, lease, self.state_manager, announcer),
+            Dispatch(self.coordinator, self.state_manager),
+            self.policy_engine,
+            self.max_feedback_loops,
+            state.started_at if resumed else None,
         )
 
+    @property
+    def _patience(self) -> float:
+        return self._lease_seconds * 1.25
 
-def _with_feedback(task: TaskDefinition, feedback: FeedbackPayload, count: int) -> TaskDefinition:
-    input_data = {**task.input_data, "feedback": feedback.model_dump(mode="json")}
-    return task.model_copy(update={"task_id": f"{task.task_id}.feedback-{count}", "input_data": input_data})
+    def _lease(self, workflow_id: str) -> WorkflowLease:
+        return WorkflowLease(self.state_manager, workflow_id, self._lease_seconds)
 
+    def _announcer(self, workflow_id: str) -> Announcer:
+        return Announcer(workflow_id, self._find_bus, self._on_event)
 
-def _failed(task: TaskDefinition, error: Exception, started_at: datetime) -> TaskResult:
-    completed_at = utc_now()
-    return TaskResult(
-        task_id=task.task_id,
-        agent_id=getattr(error, "agent_id", None) or UNASSIGNED,
-        status=TaskStatus.FAILED,
-        error_message=str(error) or type(error).__name__,
-        started_at=started_at,
-        completed_at=completed_at,
-        duration_seconds=(completed_at - started_at).total_seconds(),
-    )
+    def _find_bus(self) -> MessageBus | None:
+        if self._message_bus is not None:
+            return self._message_bus
+        bus = getattr(self.coordinator, "message_bus", None) or getattr(self.coordinator, "bus", None)
+        return bus if isinstance(bus, MessageBus) else None
 
-
-def _history(
-    phase: WorkflowPhase, started_at: datetime, task_count: int, statuses: list[TaskStatus]
-) -> dict[str, Any]:
-    failed_count = statuses.count(TaskStatus.FAILED)
-    outcome = "skipped" if not task_count else "failed" if failed_count else "completed"
-    return {
-        "phase": phase.value,
-        "started_at": started_at.isoformat(),
-        "completed_at": utc_now().isoformat(),
-        "result": outcome,
-        "task_count": task_count,
-        "completed_count": statuses.count(TaskStatus.COMPLETED),
-        "failed_count": failed_count,
-    }
+    async def _saved(self, workflow_id: str) -> WorkflowState:
+        state = await self.state_manager.get_workflow_state(workflow_id)
+        if state is None:
+            raise WorkflowError(
+                f"There is no workflow {workflow_id!r} in this store.", workflow_id, "WORKFLOW_NOT_FOUND"
+            )
+        return state
 
 
-def _log_entry(
-    error: BaseException, phase: WorkflowPhase, task: TaskDefinition | None = None
-) -> dict[str, Any]:
-    plain = error if isinstance(error, ConductorError) else ConductorError(str(error))
-    entry: dict[str, Any] = {
-        **plain.to_dict(),
-        "error_type": type(error).__name__,
-        "phase": phase.value,
-        "task_id": task.task_id if task else None,
-        "task_name": task.name if task else None,
-        "timestamp": utc_now().isoformat(),
-    }
-    # What has no JSON form must not keep the state from being saved.
-    entry["details"] = to_jsonable_python(entry["details"], fallback=repr)
-    return entry
+@contextlib.asynccontextmanager
+async def _held(lease: WorkflowLease) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await asyncio.shield(lease.release())
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -31,6 +31,7 @@ class Keyspace:
     def __init__(self, prefix: str, database: int, expires_seconds: Mapping[str, float] | None) -> None:
         self._entities = {kind.name: f"{prefix}{kind.name}:" for kind in KINDS}
         self._indexes = {kind.name: f"{prefix}index:{kind.name}" for kind in KINDS}
+        self._leases = f"{prefix}lease:"
         channel = f"{prefix}changes:agent" + (f":{database}" if database else "")
         self.channel = channel
         self._shared = {
@@ -41,6 +42,10 @@ class Keyspace:
     def key(self, kind: Kind[Any], entity_id: str) -> bytes:
         """Return the key of an entity; ids that are no valid text get one that nothing has."""
         return (self._entities[kind.name] + entity_id).encode(errors="surrogatepass")
+
+    def lease(self, name: str) -> bytes:
+        """Return the key of a lease."""
+        return (self._leases + name).encode(errors="surrogatepass")
 
     def _run(
         self, kind: Kind[Any], name: str, keys: Iterable[bytes | str], *args: bytes | str | int

@@ -17,6 +17,7 @@ from conductor.store.endpoint import read_url
 from conductor.store.failures import ReplyError
 from conductor.store.keyspace import VERSION, Change, Keyspace
 from conductor.store.link import Link
+from conductor.store.redis_leases import RedisLeases
 from conductor.store.redis_watch import RedisWatch, Versions
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class _Written(NamedTuple):
     hashes: dict[str, int]
 
 
-class RedisStateManager(StateManager):
+class RedisStateManager(RedisLeases, StateManager):
     """Keeps state in a Redis 6.2 or newer, or a Valkey.
 
     Hashes `{prefix}agent:{id}`, `{prefix}workflow:{id}`, `{prefix}task_result:{id}` hold one JSON value per
@@ -50,6 +51,8 @@ class RedisStateManager(StateManager):
 
     `save_workflow_state` sends only the fields that changed since this manager last wrote or read that
     workflow, where nobody else wrote to it meanwhile, else all of them.
+
+    `{prefix}lease:{name}` is a string that names who holds a lease.
 
     Args:
         url: redis://, rediss:// or unix://; StateError STATE_BAD_URL otherwise.

@@ -32,7 +32,10 @@ local function status_of(one)
   if not readable or type(record) ~= 'table' then return nil end
   local kwargs = record['kwargs']
   local its = type(kwargs) == 'table' and kwargs['run']
-  if type(its) == 'string' and its ~= '' and its ~= run then return nil end
+  -- A run may carry the name of its workflow before its own.
+  if type(its) == 'string' and its ~= '' and its ~= run and string.sub(its, -#run - 1) ~= ':' .. run then
+    return nil
+  end
   return record['status']
 end
 

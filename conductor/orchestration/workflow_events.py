@@ -1,0 +1,101 @@
+"""What a workflow run tells the world while it goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conductor.core.channels import workflow_channel
+from conductor.core.enums import MessageType
+from conductor.core.messages import AgentMessage, TaskResultPayload
+
+if TYPE_CHECKING:
+    from conductor.core.enums import TaskStatus, WorkflowPhase
+    from conductor.core.messages import FeedbackPayload
+    from conductor.core.models import TaskDefinition, TaskResult
+    from conductor.orchestration.message_bus import MessageBus
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkflowEvent:
+    """Something that happened in a run.
+
+    `event` is workflow_started, workflow_resumed, phase_started, task_started, task_ended, phase_ended,
+    gate_denied, feedback or workflow_ended.
+    """
+
+    event: str
+    workflow_id: str
+    status: TaskStatus
+    phase: WorkflowPhase | None = None
+    task: TaskDefinition | None = None
+    result: TaskResult | None = None
+    feedback_round: int = 0
+    message: str | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """Give it as the payload of a STATUS_UPDATE; what there is not is left out."""
+        fields = {
+            "event": self.event,
+            "workflow_id": self.workflow_id,
+            "status": self.status.value,
+            "phase": self.phase and self.phase.value,
+            "task_id": self.task and self.task.task_id,
+            "task_name": self.task and self.task.name,
+            "agent_id": self.result and self.result.agent_id,
+            "feedback_round": self.feedback_round or None,
+            "message": self.message,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+OnEvent = Callable[[WorkflowEvent], None]
+
+
+class Announcer:
+    """Publishes on the channel of one workflow; a bus that fails is logged and never fails the run."""
+
+    def __init__(
+        self, workflow_id: str, find_bus: Callable[[], MessageBus | None], on_event: OnEvent | None = None
+    ) -> None:
+        self._workflow_id = workflow_id
+        self._find_bus = find_bus
+        self._on_event = on_event
+        self.failures = 0
+        """How many messages could not be published."""
+
+    async def announce(self, event: WorkflowEvent) -> None:
+        """Publish an event, with the result of a task as a message of its own before it."""
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:
+                logger.exception("workflow %s: on_event failed at %s", self._workflow_id, event.event)
+        if event.result is not None:
+            payload = TaskResultPayload(result=event.result).model_dump(mode="json")
+            await self._publish(MessageType.TASK_RESULT, payload)
+        await self._publish(MessageType.STATUS_UPDATE, event.payload())
+
+    async def feed_back(self, feedback: FeedbackPayload) -> None:
+        """Publish the feedback that sends the workflow back."""
+        await self._publish(MessageType.FEEDBACK, feedback.model_dump(mode="json"))
+
+    async def command(self, command: str) -> None:
+        """Publish a CONTROL message."""
+        await self._publish(MessageType.CONTROL, {"command": command, "workflow_id": self._workflow_id})
+
+    async def _publish(self, message_type: MessageType, payload: dict[str, Any]) -> None:
+        sender = f"workflow-{self._workflow_id}"
+        try:
+            bus = self._find_bus()
+            if bus is None or not bus.is_connected:
+                return
+            message = AgentMessage(message_type=message_type, sender_id=sender, payload=payload)
+            await bus.publish(workflow_channel(self._workflow_id), message)
+        except Exception as error:  # noqa: BLE001 - a run outlives whatever its bus does
+            self.failures += 1
+            logger.warning("workflow %s: a message was not published: %s", self._workflow_id, error)

@@ -1,0 +1,71 @@
+"""Feedback of monitor agents, and what it asks of a run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from conductor.core.enums import AgentType, WorkflowPhase
+from conductor.core.exceptions import WorkflowError
+from conductor.core.messages import FeedbackPayload
+from conductor.orchestration.workflow_progress import ended, id_in_definition
+
+if TYPE_CHECKING:
+    from conductor.core.models import TaskDefinition
+    from conductor.orchestration.workflow_ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+#: The severities that send a workflow back, the worst first.
+GRAVE = ("critical", "error")
+
+
+def grave_feedback(ledger: Ledger, tasks: list[TaskDefinition]) -> FeedbackPayload | None:
+    """Give the worst feedback that monitor tasks have given in this round, None if nothing has to be mended.
+
+    What is no feedback is noted in the error_log, code INVALID_FEEDBACK.
+    """
+    found: list[FeedbackPayload] = []
+    for task in tasks:
+        if task.assigned_to is not AgentType.MONITOR or not ended(ledger.state, task):
+            continue
+        given = ledger.state.task_results[task.task_id].output_data.get("feedback")
+        if given is None:
+            continue
+        try:
+            found.append(FeedbackPayload.model_validate(given))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            problem = f"The feedback of task {task.name!r} cannot be used: {where}: {first['msg']}."
+            ledger.log(WorkflowError(problem, ledger.state.workflow_id, "INVALID_FEEDBACK"))
+            logger.warning("workflow %s: %s", ledger.state.workflow_id, problem)
+    grave = [feedback for feedback in found if feedback.severity in GRAVE]
+    return min(grave, key=lambda feedback: GRAVE.index(feedback.severity), default=None)
+
+
+def begin_round(ledger: Ledger, feedback: FeedbackPayload) -> None:
+    """Put the run back to DEVELOPMENT; it is done when saved.
+
+    Only the tasks that the feedback is about run there again, and those that need one of them; all, if it
+    names none of DEVELOPMENT.
+    """
+    words = [id_in_definition(task_id) for task_id in feedback.affected_task_ids]
+    only = ledger.plan.with_dependents(words, WorkflowPhase.DEVELOPMENT)
+    ledger.state.feedback_count += 1
+    progress = ledger.progress
+    progress.feedback = feedback
+    progress.only = only or None
+    progress.phase, progress.phase_started_at = WorkflowPhase.DEVELOPMENT, None
+
+
+def loops_used_up(workflow_id: str, count: int, limit: int) -> WorkflowError:
+    """Make the error of a workflow that may not be sent back once more."""
+    return WorkflowError(
+        f"Workflow {workflow_id} had its {limit} feedback loops.",
+        workflow_id,
+        "MAX_FEEDBACK_LOOPS",
+        {"feedback_count": count, "max_feedback_loops": limit},
+    )
