@@ -258,7 +258,7 @@ class Conductor:
         return await self._follow(await self._dispatch_whole(task), task, agent_timeout)
 
     async def _dispatch_whole(self, task: TaskDefinition) -> TaskHandle:
-        """Send a task, waiting for the policies as long as it may run; cancelled, send it or not, not half."""
+        """Send a task, waiting for policies as long as it may run; cancelled, send all of it or nothing."""
         parts = self._open("resume a task")
         if parts.admission is None:
             return TaskHandle(self, *await _finished(parts.dispatcher.dispatch(task, None)))

@@ -155,8 +155,7 @@ class WorkflowEngine:
     ) -> WorkflowState:
         """Run DEVELOPMENT again, with `feedback` in each task's input_data, and give `state`, changed.
 
-        Where `feedback.affected_task_ids` names tasks of DEVELOPMENT, only these and those that need them
-        run. They run under ids of their own ("<task_id>.feedback-<n>"), since a result is kept by its task's
+        The tasks run under ids of their own ("<task_id>.feedback-<n>"), since a result is kept by its task's
         id; in the state their results take the place of the earlier ones. WorkflowError with code
         MAX_FEEDBACK_LOOPS past the limit; nothing is changed then.
         """

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from conductor.core.enums import AgentType, WorkflowPhase
 from conductor.core.exceptions import WorkflowError
 from conductor.core.messages import FeedbackPayload
-from conductor.orchestration.workflow_progress import ended, id_in_definition
+from conductor.orchestration.workflow_progress import ended
 
 if TYPE_CHECKING:
     from conductor.core.models import TaskDefinition
@@ -47,17 +47,10 @@ def grave_feedback(ledger: Ledger, tasks: list[TaskDefinition]) -> FeedbackPaylo
 
 
 def begin_round(ledger: Ledger, feedback: FeedbackPayload) -> None:
-    """Put the run back to DEVELOPMENT; it is done when saved.
-
-    Only the tasks that the feedback is about run there again, and those that need one of them; all, if it
-    names none of DEVELOPMENT.
-    """
-    words = [id_in_definition(task_id) for task_id in feedback.affected_task_ids]
-    only = ledger.plan.with_dependents(words, WorkflowPhase.DEVELOPMENT)
+    """Put the run back to DEVELOPMENT; it is done when saved."""
     ledger.state.feedback_count += 1
     progress = ledger.progress
     progress.feedback = feedback
-    progress.only = only or None
     progress.phase, progress.phase_started_at = WorkflowPhase.DEVELOPMENT, None
 
 

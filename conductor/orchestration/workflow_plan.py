@@ -11,7 +11,7 @@ from conductor.core.exceptions import WorkflowError
 from conductor.orchestration.workflow_inputs import look_up, references, resolve, split_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
     from conductor.orchestration.workflow_inputs import Reference
@@ -69,17 +69,6 @@ class Plan:
     def needs(self, task: TaskDefinition) -> list[TaskDefinition]:
         """Give the tasks that have to be completed before: those named, and those referred to."""
         return [need.task for need in self._needs[task.task_id]]
-
-    def with_dependents(self, words: Iterable[str], phase: WorkflowPhase) -> list[str]:
-        """Give the ids of the tasks of a phase that `words` (ids or names) name or that need one of these."""
-        wanted, tasks = set(words), self.tasks_of(phase)
-        found = {task.task_id for task in tasks if task.task_id in wanted or task.name in wanted}
-        grown = True
-        while grown:
-            more = {task.task_id for task in tasks if any(need.task_id in found for need in self.needs(task))}
-            grown = not more <= found
-            found |= more
-        return [task.task_id for task in tasks if task.task_id in found]
 
     def inputs(self, task: TaskDefinition, results: Mapping[str, TaskResult]) -> dict[str, Any]:
         """Give a task's inputs with values for references; WorkflowError, code MISSING_OUTPUT."""

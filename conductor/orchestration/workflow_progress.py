@@ -29,8 +29,6 @@ class Progress(StrictModel):
     phase_started_at: UtcDatetime | None = None
     last_phase: WorkflowPhase | None = None
     """The phase to end with; None: the definition's last."""
-    only: list[str] | None = None
-    """The tasks of DEVELOPMENT that the feedback is about; None: all."""
     feedback: FeedbackPayload | None = None
     failed: bool = False
     engine: str = ""

@@ -104,7 +104,8 @@ class Run:
         """Cancel what agents do for the current phase; file what had ended, and with a remark the rest."""
         ledger = self.ledger
         phase = ledger.progress.phase
-        left = [task for task in self._tasks_now(phase) if not ended(ledger.state, task)] if phase else []
+        tasks = ledger.plan.tasks_of(phase) if phase else []
+        left = [task for task in tasks if not ended(ledger.state, task)]
         dispatched = [as_dispatched(task, ledger) for task in left]
         found = await asyncio.gather(
             *(self._dispatch.revoke(task) for task in dispatched), return_exceptions=True
@@ -126,7 +127,7 @@ class Run:
 
     async def _run_phase(self, phase: WorkflowPhase) -> None:
         ledger = self.ledger
-        state, progress, tasks = ledger.state, ledger.progress, self._tasks_now(phase)
+        state, progress, tasks = ledger.state, ledger.progress, self.ledger.plan.tasks_of(phase)
         progress.phase = state.current_phase = phase
         if progress.phase_started_at is None:
             progress.phase_started_at = utc_now()
@@ -192,13 +193,6 @@ class Run:
     def _stop(self) -> None:
         self.ledger.progress.phase = None
         self.ledger.progress.failed = True
-
-    def _tasks_now(self, phase: WorkflowPhase) -> list[TaskDefinition]:
-        """Give the tasks of a phase that this round is about."""
-        tasks, only = self.ledger.plan.tasks_of(phase), self.ledger.progress.only
-        if only is None or phase is not WorkflowPhase.DEVELOPMENT:
-            return tasks
-        return [task for task in tasks if task.task_id in only]
 
     def _phase_after(self, phase: WorkflowPhase) -> WorkflowPhase | None:
         phases = self.ledger.plan.definition.phases

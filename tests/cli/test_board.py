@@ -1,5 +1,7 @@
 """The board tells of tasks that run at once, and of feedback rounds, as lines where there is no terminal."""
 
+from pathlib import Path
+
 import pytest
 
 from conductor.cli.board import Board
@@ -15,12 +17,11 @@ CODE, TEST = (
 )
 
 
-@pytest.fixture
-def board(tmp_path: object) -> Board:
+def a_board(tmp_path: Path) -> Board:
     definition = WorkflowDefinition(
         name="flow", tasks=[CODE, TEST], variables={"workspace": "/w"}, workflow_id="w"
     )
-    return Board(Workflow.of(definition, tmp_path), Output())  # type: ignore[arg-type]
+    return Board(Workflow.of(definition, tmp_path), Output())
 
 
 def event(
@@ -37,8 +38,9 @@ def completed(task: TaskDefinition, agent_id: str) -> TaskResult:
 
 
 def test_lines_tell_of_tasks_at_once_and_of_every_round(
-    board: Board, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    board = a_board(tmp_path)
     board.on_event(event("task_started", CODE))
     board.on_event(event("task_started", TEST))
     board.taken("id-test", "test-1")
@@ -62,8 +64,9 @@ def test_lines_tell_of_tasks_at_once_and_of_every_round(
 
 
 def test_what_ended_before_is_shown_in_the_end_and_not_announced(
-    board: Board, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    board = a_board(tmp_path)
     results = {CODE.task_id: completed(CODE, "coding-1")}
     board.restore(results)
     for task_id, result in results.items():
