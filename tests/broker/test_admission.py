@@ -149,7 +149,7 @@ async def test_what_a_killed_process_reserved_and_did_not_send_is_given_back(
         config = ConductorConfig(
             **{**settings, "broker_url": proxy.url}, bus={"publish_timeout": 20}, policies=[policy]
         )
-        async with await DispatchingProcess.start(config, lease_seconds=1.5) as other:
+        async with await DispatchingProcess.start(config, lease_seconds=3) as other:
             proxy.fall_silent()
             await other.begin(orders)
 

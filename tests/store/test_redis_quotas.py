@@ -13,7 +13,7 @@ from conductor.store.redis_quotas import RedisQuotaStore
 from conductor.store.redis_state import RedisStateManager
 from tests.support.waiting import wait_until
 
-LEASE = 0.3
+LEASE = 0.5
 SLOT = Quota("slots", 1, Lasts.TASK)
 EACH_KIND = [Quota(f"kept-{lasts}", 1, lasts, 60) for lasts in Lasts]
 
