@@ -324,6 +324,8 @@ class _Parts:
             raise
 
     async def close(self) -> None:
+        if self.admission is not None:
+            await self.admission.close()
         await self.dispatcher.close()
         await self.state.disconnect()
         await self.bus.disconnect()
