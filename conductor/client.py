@@ -387,6 +387,8 @@ class _Parts:
 
     async def close(self) -> None:
         await self.dead_letters.close()
+        if self.admission is not None:
+            await self.admission.close()
         await self.dispatcher.close()
         await self.state.disconnect()
         await self.bus.disconnect()

@@ -47,6 +47,7 @@ class Admission:
         self._engine = engine
         self._state = state
         self._living_agents = living_agents
+        self._confirming: set[asyncio.Task[None]] = set()
         self._queues: WeakValueDictionary[tuple[str | None, ...], asyncio.Lock] = WeakValueDictionary()
         engine.attach(
             RedisQuotaStore(
@@ -57,6 +58,10 @@ class Admission:
                 expires_seconds=config.redis.workflow_expires_seconds,
             )
         )
+
+    async def close(self) -> None:
+        """Finish what was begun, while Redis is still connected."""
+        await asyncio.gather(*self._confirming)
 
     @asynccontextmanager
     async def admitted(
@@ -75,7 +80,10 @@ class Admission:
         except BaseException:
             await asyncio.shield(reservation.release())
             raise
-        await asyncio.shield(reservation.confirm())
+        # Not awaited: who is cancelled when the task was sent would not get hold of it.
+        confirming = asyncio.create_task(reservation.confirm())
+        self._confirming.add(confirming)
+        confirming.add_done_callback(self._confirming.discard)
 
     async def _reserve(self, task: TaskDefinition, agent_id: str | None, wait: float) -> Reservation:
         loop = asyncio.get_running_loop()

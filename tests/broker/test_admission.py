@@ -149,7 +149,7 @@ async def test_what_a_killed_process_reserved_and_did_not_send_is_given_back(
         config = ConductorConfig(
             **{**settings, "broker_url": proxy.url}, bus={"publish_timeout": 20}, policies=[policy]
         )
-        async with await DispatchingProcess.start(config, lease_seconds=1.5) as other:
+        async with await DispatchingProcess.start(config, lease_seconds=3) as other:
             proxy.fall_silent()
             await other.begin(orders)
 
@@ -255,7 +255,11 @@ async def test_who_is_cancelled_while_waiting_leaves_no_reservation(
                 await handles.pop().cancel()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         sent = [one for one in outcomes if isinstance(one, TaskHandle)]
-        assert await client.zcard(f"{prefix}quota:agent_type_concurrency:coding:reserved") == 0
+
+        async def nothing_is_only_reserved() -> bool:
+            return not await client.exists(f"{prefix}quota:agent_type_concurrency:coding:reserved")
+
+        await wait_until(nothing_is_only_reserved)
         for _ in range(2 - len(sent)):
             await send(ours)
         await denied(ours)
@@ -356,3 +360,19 @@ async def test_having_a_task_done_asks_the_policies(settings: dict[str, Any]) ->
         with pytest.raises(PolicyViolationError) as caught:
             await ours.dispatch_task(task(), wait=0.1)
         assert caught.value.details["waited_seconds"] >= 0.1
+
+
+async def test_what_was_sent_is_confirmed_when_a_conductor_has_disconnected(settings: dict[str, Any]) -> None:
+    class Slow(Unsaid):
+        confirmed = 0
+
+        async def confirm(self, context: Mapping[str, Any]) -> None:
+            await asyncio.sleep(0.5)
+            await ours.state.list_agent_states()
+            self.confirmed += 1
+
+    policy = Slow()
+    ours = Conductor(ConductorConfig(**settings), policy_engine=engine_of(policy))
+    async with ours:
+        await asyncio.gather(*(send(ours) for _ in range(5)))
+    assert policy.confirmed == 5

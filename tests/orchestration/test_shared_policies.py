@@ -107,7 +107,7 @@ async def test_a_rate_limit_counts_what_was_sent_also_after_it_ended() -> None:
 
 
 async def test_a_rate_limit_lets_through_again_when_it_said() -> None:
-    engine = engine_of(RateLimitPolicy(1, 0.2))
+    engine = engine_of(RateLimitPolicy(1, 0.5))
     await sent(engine, context())
     error = await denial(engine, context())
     loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from conductor.store.redis_quotas import RedisQuotaStore
 from conductor.store.redis_state import RedisStateManager
 from tests.support.waiting import wait_until
 
-LEASE = 0.3
+LEASE = 0.5
 SLOT = Quota("slots", 1, Lasts.TASK)
 EACH_KIND = [Quota(f"kept-{lasts}", 1, lasts, 60) for lasts in Lasts]
 
@@ -148,6 +148,20 @@ async def test_what_is_confirmed_ends_with_the_task(
     else:
         await records.client.delete(records.prefix + ends.task_id)
     assert (await patient.reserve(SLOT, claim())).granted
+
+
+async def test_a_task_that_ended_before_it_was_confirmed_is_over(
+    patient: RedisQuotaStore, records: Records
+) -> None:
+    quick = claim()
+    await patient.reserve(SLOT, quick)
+    assert not (await patient.reserve(SLOT, claim())).granted
+    await records.file(quick, "PENDING")
+    assert not (await patient.reserve(SLOT, claim())).granted
+    await records.file(quick, "SUCCESS")
+    assert (await patient.reserve(SLOT, claim())).granted
+    await patient.confirm(SLOT, quick)
+    assert await used(patient) == 1
 
 
 async def test_a_later_run_of_the_same_task_does_not_hold_for_the_earlier_one(

@@ -85,6 +85,11 @@ local function drop_ended()
   for _, one in ipairs(redis.call('SMEMBERS', HELD)) do
     if has_ended(status_of(one)) then redis.call('SREM', HELD, one) end
   end
+  -- A task may end before anybody confirms it; one that has no record is about to be filed.
+  for _, one in ipairs(redis.call('ZRANGE', RESERVED, 0, -1)) do
+    local status = status_of(one)
+    if status and has_ended(status) then redis.call('ZREM', RESERVED, one) end
+  end
 end
 
 local function used()
