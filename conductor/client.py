@@ -11,7 +11,7 @@ from celery import states
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses, find_addresses
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
-from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.kombu_bus import configured_bus
 from conductor.broker.results import cancelled
 from conductor.broker.transport import kombu_connection
 from conductor.core.config import ConductorConfig, load_config
@@ -269,12 +269,7 @@ class _Parts:
 
     def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
         self.addresses = addresses
-        self.bus = KombuMessageBus(
-            addresses.broker_url,
-            buffer_size=config.bus.buffer_size,
-            publish_timeout=config.bus.publish_timeout,
-            connect_timeout=config.bus.connect_timeout,
-        )
+        self.bus = configured_bus(config, addresses)
         self.state = RedisStateManager(
             addresses.redis_url,
             key_prefix=config.redis.key_prefix,

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_jsonable_python
 
 from conductor.broker.topology import dead_letter_queue
-from conductor.core.dead_letters import DeadLetter
-from conductor.core.dead_letters import announcement as announcement
+from conductor.core.dead_letters import DeadLetter, announcement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kombu import Producer
+
+__all__ = [
+    "announcement",
+    "decode_body",
+    "encode_body",
+    "headers_of",
+    "letter_of",
+    "publish_dead_letter",
+]
 
 #: What the headers that say why a message is dead begin with; its own headers stay beside them.
 PREFIX = "conductor_dead_"

@@ -8,7 +8,8 @@ a topic and a direct exchange.
 |---|---|---|---|
 | event | conductor.events | the channel, on RabbitMQ translated | one per bus and pattern, dies with it |
 | reply | conductor.replies | id of the asking bus, or `REPLY_TO_ANY` | one per asking bus, dies with it |
-| event of a group | conductor.events | as above | conductor.group.<group>.<digest of the pattern>, durable; on RabbitMQ one more for each delay of retries, <the same>.retry.<ms> |
+| event, shared | conductor.events | as above | conductor.group.<group>.<digest of pattern>, durable |
+| retry, RabbitMQ | default exchange | name of the queue | that with .retry.<milliseconds>, vanishes unused |
 | work | conductor.work | name of the queue | conductor.agent.<id>, conductor.type.<type>, durable |
 | dead letters | conductor.work | name of the queue | conductor.dlq, durable |
 """

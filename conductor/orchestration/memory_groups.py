@@ -28,7 +28,7 @@ class _Item:
     channel: str
     body: bytes
     message_id: str
-    trial: Trial = Trial()
+    trial: Trial = field(default_factory=Trial)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -143,9 +143,7 @@ class MemoryGroup:
         reason = verdict(error, trial, self._policy)
         if reason is None:
             delay = self._policy.calculate_delay(trial.failures - 1)
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(delay, lambda: self._again(timer))
-            self._later[timer] = replace(item, trial=trial)
+            self._wait(replace(item, trial=trial), delay)
             return
         self._seen.pop(item.message_id, None)
         message = AgentMessage.model_validate_json(item.body)
@@ -153,6 +151,11 @@ class MemoryGroup:
         await self._bury(
             dead_letter(error, reason, trial, message, channel=item.channel, queue=self._queue, body=body)
         )
+
+    def _wait(self, item: _Item, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle = loop.call_later(seconds, lambda: self._again(timer))
+        self._later[timer] = item
 
     def _again(self, timer: asyncio.TimerHandle) -> None:
         self._waiting.append(self._later.pop(timer))

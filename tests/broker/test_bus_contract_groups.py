@@ -103,7 +103,7 @@ async def test_each_message_goes_to_one_member_and_all_members_work(bus: Message
     async with asyncio.timeout(20):
         await done.wait()
         await asyncio.gather(*sending)
-    assert sorted(sum((each.numbers for each in members), [])) == list(range(30))
+    assert sorted(number for each in members for number in each.numbers) == list(range(30))
 
 
 async def test_one_member_handles_one_message_after_the_other_in_order(bus: MessageBus, group: str) -> None:
