@@ -14,7 +14,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json, to_json
+from kombu.utils.json import loads
+from pydantic_core import to_json
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conductor.broker.dead_letters import publish_dead_letter
@@ -123,9 +124,11 @@ class RedisGroupLink:
 
     def _delivery(self, member: Member, claim: str, raw: bytes, *, lost: bool) -> Delivery:
         try:
-            envelope: dict[str, Any] = from_json(raw)
+            envelope: dict[str, Any] = loads(raw)
             headers, properties = envelope["headers"], envelope["properties"]
             body = envelope["body"]
+            if not isinstance(body, str | bytes):
+                raise TypeError(body)
             if properties.get("body_encoding") == "base64":
                 body = base64.b64decode(body)
             info = properties["delivery_info"]
