@@ -13,7 +13,7 @@ from conductor.orchestration.groups import Trial
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from conductor.broker.group_seen import SeenMessages
     from conductor.core.dead_letters import DeadLetter
@@ -108,8 +108,8 @@ class GroupLink(Protocol):
     def leave(self, member: Member) -> None:
         """Deliver nothing more to the member."""
 
-    def receive(self) -> list[Delivery]:
-        """Take what there is for members, without waiting."""
+    def receive(self) -> Iterable[Delivery]:
+        """Take what there is for members, without waiting; what it gave stays given if it raises later."""
 
     def tend(self) -> float:
         """Do what is due; the seconds after which to call it and `receive` again if the socket is silent."""

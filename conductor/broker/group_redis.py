@@ -25,6 +25,8 @@ from conductor.broker.results import script
 from conductor.broker.topology import EVENTS, GROUP_REGISTRY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kombu import Connection
 
     from conductor.core.dead_letters import DeadLetter
@@ -90,13 +92,14 @@ class RedisGroupLink:
         """See `GroupLink.leave`."""
         self._members.remove(member)
 
-    def receive(self) -> list[Delivery]:
+    def receive(self) -> Iterator[Delivery]:
         """See `GroupLink.receive`."""
         self._drain_waker()
         self._look_at = time.monotonic() + self._look_interval
         busy = {member.tag for member in self._claims.values()}
-        found = [self._next_for(member) for member in self._members if member.tag not in busy]
-        return [delivery for delivery in found if delivery is not None]
+        for member in self._members:
+            if member.tag not in busy and (delivery := self._next_for(member)) is not None:
+                yield delivery
 
     def _drain_waker(self) -> None:
         """Throw away what came: that it came is all it says."""

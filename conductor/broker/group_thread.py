@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conductor.core.retry import RetryPolicy
+    from conductor.orchestration.groups import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class GroupThread(LinkThread[GroupLink]):
         self._jobs: deque[Job] = deque()
         self._reports: deque[tuple[Delivery, BaseException | None]] = deque()
         self._held: list[Delivery] = []
+        self._fresh: deque[Delivery] = deque()
+        """Those of `_held` that nothing was decided about."""
         self._survived: dict[str, bool] = {}
         """What a lost connection took back, by identity; true once its callback returned nevertheless."""
         self._waker, self._woken = socket.socketpair()
@@ -108,6 +111,7 @@ class GroupThread(LinkThread[GroupLink]):
         if not link.keeps_deliveries:
             self._survived = {delivery.identity: False for delivery in self._held}
             self._held.clear()
+            self._fresh.clear()
         for member in self._members:
             link.join(member)
         while True:
@@ -118,7 +122,10 @@ class GroupThread(LinkThread[GroupLink]):
             self._run_jobs(link)
             for delivery in link.receive():
                 self._held.append(delivery)
-                self._accept(link, delivery)
+                self._fresh.append(delivery)
+            while self._fresh:
+                self._accept(link, self._fresh[0])
+                self._fresh.popleft()
             self._wait(link, link.tend())
 
     def _wait(self, link: GroupLink, seconds: float) -> None:
@@ -171,7 +178,7 @@ class GroupThread(LinkThread[GroupLink]):
         try:
             delivery.message = AgentMessage.model_validate_json(delivery.body)
         except ValueError as error:
-            self._bury(link, delivery, error, DeadLetterReason.UNDECODABLE)
+            self._bury(link, delivery, error, DeadLetterReason.UNDECODABLE, delivery.trial)
             return
         if delivery.message.is_expired():
             _forget(link, delivery)
@@ -189,12 +196,12 @@ class GroupThread(LinkThread[GroupLink]):
             # This very process had it, and lives.
             delivery.trial = delivery.trial.given_back()
             return True
-        delivery.trial = delivery.trial.lost()
-        if delivery.trial.losses >= self._max_losses and delivery.message is not None:
-            error = too_many_losses(delivery.message.message_id, delivery.trial)
-            self._bury(link, delivery, error, DeadLetterReason.WORKER_LOST)
+        trial = delivery.trial.lost()
+        if trial.losses >= self._max_losses:
+            self._bury(link, delivery, _error_of_losses(delivery, trial), DeadLetterReason.WORKER_LOST, trial)
             return False
-        if link.note(delivery, delivery.trial):
+        if link.note(delivery, trial):
+            delivery.trial = trial
             return True
         self._held.remove(delivery)
         return False
@@ -212,8 +219,10 @@ class GroupThread(LinkThread[GroupLink]):
             return
         self._file(link, delivery, dead_letter(error, reason, trial, delivery.message, **_facts(delivery)))
 
-    def _bury(self, link: GroupLink, delivery: Delivery, error: Exception, reason: DeadLetterReason) -> None:
-        letter = dead_letter(error, reason, delivery.trial, delivery.message, **_facts(delivery))
+    def _bury(
+        self, link: GroupLink, delivery: Delivery, error: Exception, reason: DeadLetterReason, trial: Trial
+    ) -> None:
+        letter = dead_letter(error, reason, trial, delivery.message, **_facts(delivery))
         self._file(link, delivery, letter)
         self._held.remove(delivery)
 
@@ -253,6 +262,11 @@ class GroupThread(LinkThread[GroupLink]):
             if not future.done():
                 future.set_exception(MessageBusError("The bus was disconnected.", "BUS_DISCONNECTED"))
         self._jobs.clear()
+
+
+def _error_of_losses(delivery: Delivery, trial: Trial) -> Exception:
+    message = delivery.message
+    return too_many_losses(delivery.identity if message is None else message.message_id, trial)
 
 
 def _forget(link: GroupLink, delivery: Delivery) -> None:
