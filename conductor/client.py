@@ -12,7 +12,7 @@ from conductor.broker.addresses import Addresses, find_addresses
 from conductor.broker.admission import Admission
 from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
-from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.kombu_bus import configured_bus
 from conductor.broker.results import cancelled
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.enums import AgentStatus, TaskStatus
@@ -361,12 +361,7 @@ class _Parts:
 
     def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
         self.addresses = addresses
-        self.bus = KombuMessageBus(
-            addresses.broker_url,
-            buffer_size=config.bus.buffer_size,
-            publish_timeout=config.bus.publish_timeout,
-            connect_timeout=config.bus.connect_timeout,
-        )
+        self.bus = configured_bus(config, addresses)
         self.state = RedisStateManager(
             addresses.redis_url,
             key_prefix=config.redis.key_prefix,

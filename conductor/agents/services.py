@@ -14,7 +14,13 @@ class Bus(Protocol):
     async def publish(self, channel: str, message: AgentMessage) -> None:
         """See `MessageBus.publish`."""
 
-    async def subscribe(self, channel: str, callback: Callable[[AgentMessage], Awaitable[None]]) -> None:
+    async def subscribe(
+        self,
+        channel: str,
+        callback: Callable[[AgentMessage], Awaitable[None]],
+        group: str | None = None,
+        deduplicate: float | None = None,
+    ) -> None:
         """See `MessageBus.subscribe`."""
 
     async def unsubscribe(self, channel: str) -> None:

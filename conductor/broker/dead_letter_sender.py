@@ -6,15 +6,18 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from conductor.broker import topology
 from conductor.broker.dead_letters import announcement, publish_dead_letter
+from conductor.broker.session import open_sender
 from conductor.broker.task_sender import broker_unavailable
+from conductor.broker.topology import EVENTS
 from conductor.broker.transport import kombu_connection, limit_reading
+from conductor.broker.wire import Outgoing
 from conductor.core.channels import DLQ
 
 if TYPE_CHECKING:
     from kombu import Connection, Producer
 
+    from conductor.broker.wire import Sender
     from conductor.core.dead_letters import DeadLetter
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ class DeadLetterSender:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
+        self._events: Sender | None = None
 
     def send(self, letter: DeadLetter) -> None:
         """Return when the broker has the letter, and everybody who listens was told of it.
@@ -74,22 +78,20 @@ class DeadLetterSender:
     def _announce(self, letter: DeadLetter) -> None:
         """Tell `conductor:dlq`; the letter is safe already, so that a failure is only logged."""
         try:
-            producer = self._open()
-            driver = producer.connection.transport.driver_type
-            exchange = topology.events_exchange(driver)
             message = announcement(letter)
-            producer.publish(
-                message.model_dump_json().encode(),
-                exchange=exchange,
-                routing_key=topology.event_routing_key(driver, DLQ),
-                declare=[exchange],
-                content_type="application/json",
-                content_encoding="utf-8",
-                message_id=message.message_id,
-            )
+            body = message.model_dump_json().encode()
+            self._open_events().send([Outgoing(EVENTS, DLQ, body, tag=message.message_id)])
         except Exception:
             logger.exception("Dead letter %s was not announced on %s", letter.letter_id, DLQ)
             self._drop()
+
+    def _open_events(self) -> Sender:
+        """The way of events, which on Redis feeds the groups that listen too."""
+        if self._events is None:
+            limit = self._connect_timeout
+            connection = kombu_connection(self._url, connect_timeout=limit, io_timeout=min(IO_TIMEOUT, limit))
+            self._events = open_sender(connection, self._url)
+        return self._events
 
     def _open(self) -> Producer:
         if self._producer is None:
@@ -110,6 +112,9 @@ class DeadLetterSender:
         return self._producer
 
     def _drop(self) -> None:
+        events, self._events = self._events, None
+        if events is not None:
+            events.close()
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             try:

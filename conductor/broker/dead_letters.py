@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_jsonable_python
 
 from conductor.broker.topology import dead_letter_queue
-from conductor.core.dead_letters import DeadLetter
-from conductor.core.enums import MessageType, Priority
-from conductor.core.messages import AgentMessage, ErrorPayload
+from conductor.core.dead_letters import DeadLetter, announcement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kombu import Producer
 
+__all__ = [
+    "announcement",
+    "decode_body",
+    "encode_body",
+    "headers_of",
+    "letter_of",
+    "publish_dead_letter",
+]
+
 #: What the headers that say why a message is dead begin with; its own headers stay beside them.
 PREFIX = "conductor_dead_"
 BASE64 = "base64"
-SENDER = "dead_letters"
 
 #: Characters that are kept: all headers of a message have to fit into one frame of RabbitMQ's, 128 KiB.
 TRACEBACK_LIMIT, MESSAGE_LIMIT = 24_000, 4_000
@@ -75,23 +81,4 @@ def publish_dead_letter(producer: Producer, letter: DeadLetter) -> None:
         content_type=properties.get("content_type") or "application/json",
         content_encoding="utf-8",
         correlation_id=properties.get("correlation_id"),
-    )
-
-
-def announcement(letter: DeadLetter) -> AgentMessage:
-    """Make the message that tells `conductor:dlq` of a letter."""
-    payload = ErrorPayload(
-        error_code=letter.error_code,
-        error_message=letter.error_message,
-        agent_id=letter.agent_id,
-        task_id=letter.task_id,
-        traceback=letter.traceback,
-    )
-    facts = letter.model_dump(mode="json", exclude={"body", "headers", "properties", "traceback"})
-    return AgentMessage(
-        message_type=MessageType.ERROR,
-        sender_id=letter.agent_id or SENDER,
-        payload=payload.model_dump(mode="json"),
-        priority=Priority.HIGH,
-        metadata={"dead_letter": facts},
     )

@@ -6,13 +6,16 @@ import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from conductor.broker.session import BusSettings, Session
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import scheme_of
-from conductor.core.channels import validate_channel, validate_pattern
+from conductor.core.channels import validate_channel, validate_group, validate_pattern
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.retry import RetryPolicy
+from conductor.orchestration.groups import check_membership
 from conductor.orchestration.message_bus import (
     Callback,
     MessageBus,
@@ -25,7 +28,11 @@ from conductor.orchestration.pending import PendingRequests, discard
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from conductor.broker.addresses import Addresses
+    from conductor.core.config import ConductorConfig
     from conductor.core.messages import AgentMessage
+
+_DEDUP_SCHEMES = ("redis", "rediss", "unix")
 
 
 class KombuMessageBus(MessageBus):
@@ -43,6 +50,12 @@ class KombuMessageBus(MessageBus):
         publish_timeout: seconds that publishing and subscribing wait for an absent broker, then
             MessageBusError with code BROKER_UNAVAILABLE. The message may have arrived nevertheless.
         connect_timeout: seconds that `connect` waits.
+        retry_policy: when members of groups try a failed message again; RetryPolicy() by default.
+        max_losses: how often a message may be with a member that dies before it is a dead letter.
+        dedup_url: the Redis where groups on RabbitMQ note what they had; for `deduplicate` only.
+        visibility_timeout, touch_interval, restore_interval: seconds, on Redis only: how long a message stays
+            with a member that gives no sign of life, how often members give one, and how often they look for
+            messages whose member gave none.
     """
 
     def __init__(
@@ -53,21 +66,47 @@ class KombuMessageBus(MessageBus):
         buffer_size: int = 65536,
         publish_timeout: float = 10.0,
         connect_timeout: float = 5.0,
+        retry_policy: RetryPolicy | None = None,
+        max_losses: int = 3,
+        dedup_url: str | None = None,
+        visibility_timeout: float = 15.0,
+        touch_interval: float = 3.0,
+        restore_interval: float = 3.0,
     ) -> None:
         scheme_of(url)
         for name, value in (
             ("buffer_size", buffer_size),
             ("publish_timeout", publish_timeout),
             ("connect_timeout", connect_timeout),
+            ("max_losses", max_losses),
+            ("visibility_timeout", visibility_timeout),
+            ("touch_interval", touch_interval),
+            ("restore_interval", restore_interval),
         ):
             if not value > 0:
                 raise ConfigurationError(f"{name} must be greater than 0, not {value!r}")
+        if touch_interval * 2 > visibility_timeout:
+            raise ConfigurationError(
+                f"touch_interval ({touch_interval:g} s) must be at most half of visibility_timeout "
+                f"({visibility_timeout:g} s), else a message that is worked on is given to another member"
+            )
+        if dedup_url is not None and urlsplit(dedup_url).scheme not in _DEDUP_SCHEMES:
+            raise ConfigurationError(
+                f"dedup_url {mask_url(dedup_url)!r} is no Redis; it begins with one of "
+                f"{', '.join(f'{scheme}://' for scheme in _DEDUP_SCHEMES)}"
+            )
         self._settings = BusSettings(
             url=url,
             bus_id=bus_id or uuid.uuid4().hex,
             buffer_size=buffer_size,
             publish_timeout=publish_timeout,
             connect_timeout=connect_timeout,
+            retry_policy=retry_policy or RetryPolicy(),
+            max_losses=max_losses,
+            dedup_url=dedup_url,
+            visibility_timeout=visibility_timeout,
+            touch_interval=touch_interval,
+            restore_interval=restore_interval,
         )
         self._pending = PendingRequests()
         self._session: Session | None = None
@@ -164,21 +203,35 @@ class KombuMessageBus(MessageBus):
         inboxes = session.origins.find(message.correlation_id or message.message_id)
         return inboxes[-1] if inboxes else None
 
-    async def subscribe(self, channel: str, callback: Callback) -> None:
+    async def subscribe(
+        self, channel: str, callback: Callback, group: str | None = None, deduplicate: float | None = None
+    ) -> None:
         """See `MessageBus.subscribe`.
 
         MessageBusError: BROKER_UNAVAILABLE after `publish_timeout`; there is no subscription then.
+        DEDUPLICATION_UNAVAILABLE: RabbitMQ and no `dedup_url`.
         """
         session = self._require("subscribe")
         validate_pattern(channel)
         check_callback(callback)
-        await session.subscribe(channel, callback)
+        check_membership(group, deduplicate)
+        if group is None:
+            await session.subscribe(channel, callback)
+        else:
+            await session.groups.subscribe(channel, callback, group, deduplicate)
 
     async def unsubscribe(self, channel: str) -> None:
-        """See `MessageBus.unsubscribe`; the broker is told, not waited for."""
+        """See `MessageBus.unsubscribe`; the broker is told, and waited for only where a group is left."""
         session = self._require("unsubscribe")
         validate_pattern(channel)
-        session.unsubscribe(channel)
+        await session.unsubscribe(channel)
+
+    async def delete_group(self, channel: str, group: str) -> None:
+        """See `MessageBus.delete_group`; MessageBusError, BROKER_UNAVAILABLE after `publish_timeout`."""
+        session = self._require("delete a group")
+        validate_pattern(channel)
+        validate_group(group)
+        await session.groups.delete(channel, group)
 
     async def request(self, channel: str, message: AgentMessage, timeout: float = 30.0) -> AgentMessage:
         """See `MessageBus.request`."""
@@ -227,6 +280,22 @@ class KombuMessageBus(MessageBus):
         if self._session is not None and self._session.loop.is_closed():
             self._session.abandon()
             self._session, self._pending, self._published = None, PendingRequests(), 0
+
+
+def configured_bus(config: ConductorConfig, addresses: Addresses) -> KombuMessageBus:
+    """Make the bus that a configuration asks for."""
+    return KombuMessageBus(
+        addresses.broker_url,
+        buffer_size=config.bus.buffer_size,
+        publish_timeout=config.bus.publish_timeout,
+        connect_timeout=config.bus.connect_timeout,
+        retry_policy=config.errors.retry,
+        max_losses=config.errors.max_worker_losses,
+        dedup_url=addresses.redis_url,
+        visibility_timeout=config.work.visibility_timeout,
+        touch_interval=config.work.touch_interval,
+        restore_interval=config.work.restore_interval,
+    )
 
 
 class _Once:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from conductor.broker.dead_letter_sender import DeadLetterSender
-from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.kombu_bus import configured_bus
 from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.node_events import EventDesk
 from conductor.broker.node_runner import Interrupted, LoopThread
@@ -66,12 +66,7 @@ class AgentHost:
             expires_seconds=config.redis.expires_seconds,
             retry_seconds=RETRY_SECONDS,
         )
-        self._bus = KombuMessageBus(
-            addresses.broker_url,
-            buffer_size=config.bus.buffer_size,
-            publish_timeout=config.bus.publish_timeout,
-            connect_timeout=config.bus.connect_timeout,
-        )
+        self._bus = configured_bus(config, addresses)
         self._states = AgentStates(self._manager)
         self._events = EventDesk(self._bus, self._after_event)
         self._agents: dict[str, BaseAgent] = {}

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
 from conductor.broker.node_intake import HANDLE_MESSAGE
 from conductor.broker.tasks import EXECUTE_TASK
+from conductor.broker.topology import TRIAL_HEADER
 
 if TYPE_CHECKING:
     from conductor.core.dead_letters import DeadLetter
-
-#: Header in which a shared subscription counts how often a message was tried.
-ATTEMPT_HEADER = "conductor_attempt"
 
 _TASKS = (EXECUTE_TASK, HANDLE_MESSAGE)
 _BEGINNING = {"retries": 0, "eta": None, "expires": None}
@@ -49,7 +47,7 @@ def replay_of(letter: DeadLetter, queue: str) -> Replay:
     replay = Replay(
         queue=queue,
         body=decode_body(letter) if binary or encoding == "binary" else letter.body,
-        headers={name: value for name, value in letter.headers.items() if name != ATTEMPT_HEADER},
+        headers={name: value for name, value in letter.headers.items() if name != TRIAL_HEADER},
         properties=properties | {"delivery_mode": PERSISTENT},
         priority=priority if isinstance(priority, int) else None,
         content_type=given.get("content_type") or "application/json",

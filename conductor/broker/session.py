@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conductor.broker.consumer import Consumer
+from conductor.broker.groups import Groups
 from conductor.broker.intake import LoopIntake
 from conductor.broker.origins import Origins
 from conductor.broker.publisher import Publisher
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+    from conductor.core.retry import RetryPolicy
     from conductor.orchestration.pending import PendingRequests
 
 
@@ -41,6 +43,12 @@ class BusSettings:
     buffer_size: int
     publish_timeout: float
     connect_timeout: float
+    retry_policy: RetryPolicy
+    max_losses: int
+    dedup_url: str | None
+    visibility_timeout: float
+    touch_interval: float
+    restore_interval: float
 
 
 class Session:
@@ -63,6 +71,7 @@ class Session:
         self.publisher = Publisher(
             f"{name} publisher", settings.url, self._open_sender, settings.publish_timeout
         )
+        self.groups = Groups(settings, self._group_connection, self.publisher, self.origins)
         self._consumer = Consumer(f"{name} consumer", settings.url, self._open_receiver, self._intake)
 
     async def open(self) -> None:
@@ -95,12 +104,17 @@ class Session:
         # First, so that they end even if this is cancelled: a callback's own task may be what calls it.
         for thread in (self._consumer, self.publisher):
             thread.stop()
-        await cancel_and_wait(self._tasks)
+        try:
+            await cancel_and_wait(self._tasks)
+            await self.groups.close()
+        finally:
+            self.groups.abandon()
         await self._end_threads(limit=_IO_TIMEOUT + self._settings.connect_timeout)
 
     def abandon(self) -> None:
         """End the threads without waiting, when the event loop is closed."""
         self._closed = True
+        self.groups.abandon()
         for thread in (self._consumer, self.publisher):
             thread.stop()
 
@@ -118,11 +132,12 @@ class Session:
                 self._give_up(route, added)
             raise
 
-    def unsubscribe(self, channel: str) -> None:
+    async def unsubscribe(self, channel: str) -> None:
         """See `MessageBus.unsubscribe`."""
         route = self._routes.get(EVENTS, channel)
         if route is not None:
             self._remove_route(route)
+        await self.groups.unsubscribe(channel)
 
     @property
     def listens_for_answers(self) -> bool:
@@ -184,7 +199,10 @@ class Session:
             if thread.ended.done():
                 thread.join(0.1)  # it has nothing left to do but to return
 
-    def _connection(self, heartbeat: float = 0) -> Connection:
+    def _group_connection(self) -> Connection:
+        return self._connection(_HEARTBEAT, confirm_publish=True)
+
+    def _connection(self, heartbeat: float = 0, *, confirm_publish: bool = False) -> Connection:
         limit = self._settings.connect_timeout
         # The handshake consists of reads and writes as well, and must not take longer than connecting may.
         return kombu_connection(
@@ -192,17 +210,11 @@ class Session:
             connect_timeout=limit,
             io_timeout=min(_IO_TIMEOUT, limit),
             heartbeat=heartbeat,
+            confirm_publish=confirm_publish,
         )
 
     def _open_sender(self) -> Sender:
-        connection = self._connection()
-        if transport_name(self._settings.url) is None:
-            from conductor.broker.wire_amqp import AmqpSender
-
-            return AmqpSender(connection)
-        from conductor.broker.wire_redis import RedisSender
-
-        return RedisSender(connection)
+        return open_sender(self._connection(), self._settings.url)
 
     def _open_receiver(self, confirmed: Callable[[Address], None]) -> Receiver:
         connection = self._connection(_HEARTBEAT)
@@ -213,3 +225,14 @@ class Session:
         from conductor.broker.wire_redis import RedisReceiver
 
         return RedisReceiver(connection, confirmed)
+
+
+def open_sender(connection: Connection, url: str) -> Sender:
+    """Open the way on which events go to the broker at `url`; blocks, and raises what kombu raises."""
+    if transport_name(url) is None:
+        from conductor.broker.wire_amqp import AmqpSender
+
+        return AmqpSender(connection)
+    from conductor.broker.wire_redis import RedisSender
+
+    return RedisSender(connection)

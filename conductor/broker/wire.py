@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import asyncio
 
 
+#: In place of the future of a message for which nobody waits on an event loop.
+NOBODY: Any = None
+
+
 @dataclass(slots=True, eq=False)
 class Outgoing:
     """A message on its way to the broker; `future` belongs to the event loop, the rest to the publisher."""
@@ -23,8 +27,8 @@ class Outgoing:
     exchange: str
     routing_key: str
     body: bytes
-    future: asyncio.Future[None]
-    deadline: float
+    future: asyncio.Future[None] = NOBODY
+    deadline: float = 0.0
     """When the publish is given up, in the loop's time."""
     reply_to: str | None = None
     correlation_id: str | None = None

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from kombu import Connection
 
 _RECEIVE_LIMIT = 64
+_TRANSIENT, _PERSISTENT = 1, 2
 #: Bytes to read at once; what is held is copied for every frame.
 _READ_AHEAD = 4096
 
 
-class _AmqpLink:
+class AmqpLink:
     """One connection with one channel on which the exchanges are declared."""
 
     def __init__(self, connection: Connection) -> None:
@@ -52,6 +53,13 @@ class _AmqpLink:
             self.close()
             raise
 
+    def _readable(self, poll: select.poll) -> bool:
+        """Whether something came; `poll` is for the socket."""
+        connection = self._kombu.connection
+        sock = connection.sock
+        held = connection.transport._read_buffer or (hasattr(sock, "pending") and sock.pending())  # noqa: SLF001
+        return bool(held or poll.poll(0))
+
     def close(self) -> None:
         """See `Sender.close`."""
         with contextlib.suppress(Exception):
@@ -60,7 +68,7 @@ class _AmqpLink:
             self._kombu.collect()
 
 
-class AmqpSender(_AmqpLink):
+class AmqpSender(AmqpLink):
     """Publishes batches and waits for the publisher confirms of each as a whole."""
 
     batch_size = 64
@@ -115,7 +123,7 @@ class AmqpSender(_AmqpLink):
         return [self._waiting.pop(tag) for tag in tags if tag in self._waiting]
 
 
-class AmqpReceiver(_AmqpLink):
+class AmqpReceiver(AmqpLink):
     """Consumes from one queue per subscription; the queues vanish with the connection."""
 
     more = False
@@ -157,7 +165,7 @@ class AmqpReceiver(_AmqpLink):
 
     def receive(self) -> list[Raw]:
         """See `Receiver.receive`."""
-        while len(self._inbox) < _RECEIVE_LIMIT and self._readable():
+        while len(self._inbox) < _RECEIVE_LIMIT and self._readable(self._poll):
             # Not drain_events: it goes on to wait after a heartbeat.
             self._kombu.connection.blocking_read()
         if self._cancelled:
@@ -186,11 +194,6 @@ class AmqpReceiver(_AmqpLink):
             properties.get("application_headers", {}).get(DEADLINE_HEADER),
         )
 
-    def _readable(self) -> bool:
-        sock = self._kombu.connection.sock
-        held = self._transport._read_buffer or (hasattr(sock, "pending") and sock.pending())  # noqa: SLF001
-        return bool(held or self._poll.poll(0))
-
     def _take(self, address: Address, message: amqp.Message) -> None:
         self._inbox.append((address, message))
 
@@ -202,7 +205,8 @@ def _to_amqp(out: Outgoing) -> amqp.Message:
     properties: dict[str, Any] = {
         "content_type": "application/json",
         "content_encoding": "utf-8",
-        "delivery_mode": 1,
+        # Costs nothing where no group is: a queue that does not outlive RabbitMQ keeps nothing on disk.
+        "delivery_mode": _PERSISTENT if out.exchange == EVENTS else _TRANSIENT,
         "message_id": out.tag,
     }
     if out.reply_to is not None:

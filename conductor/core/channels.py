@@ -119,6 +119,15 @@ def validate_name(name: str, kind: ChannelKind = ChannelKind.AGENT) -> None:
         raise _invalid(what, name, f"it has {size} bytes, at most {limit} are allowed")
 
 
+def validate_group(group: str) -> None:
+    """Refuse a name that no group can have, by the rules for ids: MessageBusError, code INVALID_GROUP."""
+    try:
+        validate_name(group)
+    except MessageBusError as error:
+        message = error.message.replace("agent id", "group name", 1)
+        raise MessageBusError(message, "INVALID_GROUP", error.details) from None
+
+
 def validate_channel(channel: str) -> None:
     """Refuse a name that nothing can be published to: MessageBusError, code INVALID_CHANNEL."""
     _validate_text("channel", channel)

@@ -5,8 +5,12 @@ from typing import Any
 
 from pydantic import Field
 
+from conductor.core.enums import MessageType, Priority
 from conductor.core.fields import NonEmptyStr, UtcDatetime, new_id, utc_now
+from conductor.core.messages import AgentMessage, ErrorPayload
 from conductor.core.models import StrictModel
+
+SENDER = "dead_letters"
 
 
 class DeadLetterReason(StrEnum):
@@ -60,3 +64,22 @@ class DeadLetter(StrictModel):
     body_encoding: str | None = None
     headers: dict[str, Any] = Field(default_factory=dict)
     properties: dict[str, Any] = Field(default_factory=dict)
+
+
+def announcement(letter: DeadLetter) -> AgentMessage:
+    """Make the message that tells `conductor:dlq` of a letter."""
+    payload = ErrorPayload(
+        error_code=letter.error_code,
+        error_message=letter.error_message,
+        agent_id=letter.agent_id,
+        task_id=letter.task_id,
+        traceback=letter.traceback,
+    )
+    facts = letter.model_dump(mode="json", exclude={"body", "headers", "properties", "traceback"})
+    return AgentMessage(
+        message_type=MessageType.ERROR,
+        sender_id=letter.agent_id or SENDER,
+        payload=payload.model_dump(mode="json"),
+        priority=Priority.HIGH,
+        metadata={"dead_letter": facts},
+    )

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import PydanticSerializationError
 
-from conductor.core.channels import compile_pattern, validate_channel, validate_pattern
+from conductor.core.channels import DLQ, compile_pattern, validate_channel, validate_pattern
+from conductor.core.dead_letters import DeadLetter, announcement
 from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
+from conductor.core.retry import RetryPolicy
+from conductor.orchestration.groups import check_membership
+from conductor.orchestration.memory_groups import MemoryGroup
 from conductor.orchestration.pending import PendingRequests
 
 if TYPE_CHECKING:
@@ -24,6 +29,9 @@ Callback = Callable[[AgentMessage], Awaitable[None]]
 
 #: Seconds that disconnecting waits for callbacks that do not let themselves be cancelled.
 CALLBACK_END_LIMIT = 5.0
+
+#: Dead letters that a bus of one process keeps.
+MAX_DEAD_LETTERS = 10_000
 
 
 class MessageBus(ABC):
@@ -60,12 +68,35 @@ class MessageBus(ABC):
         """Send `message` to every subscriber of `channel`; an expired one is dropped."""
 
     @abstractmethod
-    async def subscribe(self, channel: str, callback: Callback) -> None:
-        """Have `callback` called, one message after the other, with all that is published from now on."""
+    async def subscribe(
+        self, channel: str, callback: Callback, group: str | None = None, deduplicate: float | None = None
+    ) -> None:
+        """Have `callback` called, one message after the other, with all that is published from now on.
+
+        With a `group` it shares a queue with all callbacks of this group and channel, in whatever process:
+        each message goes to one of them, and is done when the callback returned. One that raised is tried
+        again, later and by any member, and is a dead letter when the retry policy gives it up. Messages wait
+        while the group has no member. The message that a member gets has in its metadata `attempt` (from 1)
+        and `redelivered` (whether a member has had it before).
+
+        `deduplicate`: seconds during which a message id that was given to the group is not given to it again;
+        all members should name the same. Codes: INVALID_GROUP, INVALID_DEDUPLICATION.
+        """
 
     @abstractmethod
     async def unsubscribe(self, channel: str) -> None:
-        """Remove all of this bus's callbacks of `channel`, a name or pattern as given to `subscribe`."""
+        """Remove all of this bus's callbacks of `channel`, a name or pattern as given to `subscribe`.
+
+        Groups of `channel` lose these members and keep their queue; see `delete_group`.
+        """
+
+    @abstractmethod
+    async def delete_group(self, channel: str, group: str) -> None:
+        """Remove a group for good, with this bus's members and what waits; no error if there is none.
+
+        Without it the queue of a group that has no members any more grows with every message published.
+        Members of other processes should have left before.
+        """
 
     @abstractmethod
     async def request(self, channel: str, message: AgentMessage, timeout: float = 30.0) -> AgentMessage:
@@ -133,15 +164,24 @@ async def run_callback(callback: Callback, channel: str, message: AgentMessage) 
 class InMemoryMessageBus(MessageBus):
     """The bus of one process and one event loop; it carries copies, as a broker would.
 
-    `publish` returns when the callbacks have run. Callbacks of one message run concurrently.
+    `publish` returns when the callbacks have run, of a group's member only if it was free at once. Callbacks
+    of one message run concurrently. Groups keep what waits while the bus is disconnected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, retry_policy: RetryPolicy | None = None) -> None:
         self._connected = False
         self._published = 0
         self._callbacks: dict[str, list[Callback]] = {}
         self._pending = PendingRequests()
         self._running: set[asyncio.Task[None]] = set()
+        self._retry_policy = retry_policy or RetryPolicy()
+        self._groups: dict[tuple[str, str], MemoryGroup] = {}
+        self._dead_letters: deque[DeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
+
+    @property
+    def dead_letters(self) -> list[DeadLetter]:
+        """What groups gave up, oldest first; the newest 10,000 are kept."""
+        return list(self._dead_letters)
 
     @property
     def is_connected(self) -> bool:
@@ -164,6 +204,8 @@ class InMemoryMessageBus(MessageBus):
         self._connected = False
         self._published = 0
         self._callbacks.clear()
+        for group in self._groups.values():
+            group.close()
         self._pending.fail_all()
         await cancel_and_wait(self._running)
 
@@ -182,14 +224,23 @@ class InMemoryMessageBus(MessageBus):
             if compile_pattern(pattern)(channel)
             for callback in callbacks
         ]
+        for (pattern, _), group in list(self._groups.items()):
+            if compile_pattern(pattern)(channel):
+                tasks += group.put(channel, message, body)
         if tasks:
             await asyncio.wait(tasks)
 
-    async def subscribe(self, channel: str, callback: Callback) -> None:
+    async def subscribe(
+        self, channel: str, callback: Callback, group: str | None = None, deduplicate: float | None = None
+    ) -> None:
         """See `MessageBus.subscribe`."""
         self._require_connected("subscribe")
         validate_pattern(channel)
         check_callback(callback)
+        check_membership(group, deduplicate)
+        if group is not None:
+            self._group(channel, group).join(callback, deduplicate)
+            return
         callbacks = self._callbacks.setdefault(channel, [])
         if callback not in callbacks:
             self._callbacks[channel] = [*callbacks, callback]
@@ -199,6 +250,18 @@ class InMemoryMessageBus(MessageBus):
         self._require_connected("unsubscribe")
         validate_pattern(channel)
         self._callbacks.pop(channel, None)
+        for (pattern, _), group in self._groups.items():
+            if pattern == channel:
+                group.leave()
+
+    async def delete_group(self, channel: str, group: str) -> None:
+        """See `MessageBus.delete_group`."""
+        self._require_connected("delete a group")
+        validate_pattern(channel)
+        check_membership(group, None)
+        known = self._groups.pop((channel, group), None)
+        if known is not None:
+            known.close()
 
     async def request(self, channel: str, message: AgentMessage, timeout: float = 30.0) -> AgentMessage:
         """See `MessageBus.request`."""
@@ -206,6 +269,22 @@ class InMemoryMessageBus(MessageBus):
         validate_channel(channel)
         encode_message(message)
         return await self._pending.ask(channel, message, timeout, self.publish)
+
+    def _group(self, channel: str, name: str) -> MemoryGroup:
+        if (channel, name) not in self._groups:
+            self._groups[channel, name] = MemoryGroup(
+                f"{name} of {channel}", self._retry_policy, self._start, self._bury
+            )
+        return self._groups[channel, name]
+
+    async def _bury(self, letter: DeadLetter) -> None:
+        self._dead_letters.append(letter)
+        logger.error(
+            "Message %s of %s is a dead letter: %s", letter.message_id, letter.queue, letter.error_message
+        )
+        # A letter about a message on the channel of letters would come there as well, and fail there again.
+        if letter.channel != DLQ and self._connected:
+            await self.publish(DLQ, announcement(letter))
 
     def _start(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(running)

@@ -1,6 +1,6 @@
 """A bus in a process of its own, told what to do over a pipe.
 
-`BusProcess(url)` starts it; `call(name, **arguments)` runs one of the functions of `_Worker` there.
+`BusProcess(url)` starts it; `call(name, **arguments)` runs one of the functions of `Worker` there.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,14 +22,17 @@ from tests.support.buses import Inbox, a_message
 class BusProcess:
     """A process with a connected bus; belongs to one event loop."""
 
+    module = __name__
+
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, url: str) -> Self:
-        """Start one and wait until its bus is connected."""
+    async def start(cls, url: str, **options: Any) -> Self:
+        """Start one and wait until its bus, which gets `options`, is connected."""
+        command = [sys.executable, "-m", cls.module, url, json.dumps(options)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, url, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self = cls(process)
         await self.call("ready")
@@ -44,7 +48,7 @@ class BusProcess:
             await self.kill()
 
     async def call(self, name: str, **arguments: Any) -> Any:
-        """Run a function of `_Worker` and return what it returned."""
+        """Run a function of `Worker` and return what it returned."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([name, arguments]).encode() + b"\n")
@@ -57,8 +61,14 @@ class BusProcess:
         os.kill(self._process.pid, signal.SIGKILL)
         await self._process.wait()
 
+    async def ended(self) -> None:
+        """Wait until the process has ended."""
+        await asyncio.wait_for(self._process.wait(), timeout=30)
 
-class _Worker:
+
+class Worker:
+    """What a process does when it is told."""
+
     def __init__(self, bus: KombuMessageBus) -> None:
         self._bus = bus
         self._inboxes: dict[str, Inbox] = {}
@@ -98,9 +108,10 @@ class _Worker:
         await self._bus.subscribe(channel, responder)
 
 
-async def _serve(url: str) -> None:
-    async with KombuMessageBus(url) as bus:
-        worker = _Worker(bus)
+async def serve(make_worker: Callable[[KombuMessageBus], Worker]) -> None:
+    """Connect to the URL that the command line names and do what is told until nobody tells any more."""
+    async with KombuMessageBus(sys.argv[1], **json.loads(sys.argv[2])) as bus:
+        worker = make_worker(bus)
         loop = asyncio.get_running_loop()
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             name, arguments = json.loads(line)
@@ -110,4 +121,4 @@ async def _serve(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    asyncio.run(serve(Worker))

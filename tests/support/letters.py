@@ -10,7 +10,7 @@ import redis
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses
 from conductor.broker.app import create_app
-from conductor.broker.dead_letters import encode_body, publish_dead_letter
+from conductor.broker.dead_letters import encode_body, letter_of, publish_dead_letter
 from conductor.broker.node_intake import HANDLE_MESSAGE
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection
@@ -154,3 +154,16 @@ def many_letters(addresses: Addresses, agent: str, number: int) -> list[DeadLett
         changes = {"letter_id": f"letter-{task_id}", "task_id": task_id, "headers": headers}
         letters.append(template.model_copy(update=changes))
     return letters
+
+
+def filed_letters(url: str, message_id: str | None = None) -> list[DeadLetter]:
+    """The dead letters, or those of one message; all of them stay in the queue."""
+    letters = []
+    with kombu_connection(url) as connection:
+        channel = connection.default_channel
+        queue = topology.dead_letter_queue()(channel)
+        queue.declare()
+        while (found := queue.get()) is not None:
+            letters.append(letter_of(found.body, found.headers))
+        channel.close()
+    return [letter for letter in letters if message_id in (None, letter.message_id)]

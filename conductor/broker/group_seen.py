@@ -1,0 +1,73 @@
+"""Which messages a group had lately, in Redis, for all its members."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import redis
+
+if TYPE_CHECKING:
+    from conductor.broker.group_link import Delivery
+
+_DONE = b"done"
+#: Seconds that one answer of the Redis may take.
+_TIMEOUT = 5.0
+
+
+class SeenMessages:
+    """One key for each message id and queue, which expires with the window; used by one thread, and blocks.
+
+    A key holds the identity of the delivery that came first, so that this one may be tried again, and after
+    its callback returned the word that it is done. Raises what redis-py raises.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def is_repetition(self, delivery: Delivery) -> bool:
+        """Whether another delivery of the message id came before; if not, this one is noted."""
+        if delivery.member.window is None:
+            return False
+        key, identity = _key(delivery), _identity(delivery)
+        while not self._client.set(key, identity, nx=True, px=_milliseconds(delivery)):
+            known = self._client.get(key)
+            if known is not None:
+                return bool(known != identity)
+            # It expired in between.
+        return False
+
+    def finish(self, delivery: Delivery) -> None:
+        """Note that the message was handled; its window begins."""
+        if delivery.member.window is not None:
+            self._client.set(_key(delivery), _DONE, px=_milliseconds(delivery))
+
+    def forget(self, delivery: Delivery) -> None:
+        """Note that the message was not handled and will not be, so that it may be sent again."""
+        if delivery.member.window is not None and self._client.get(_key(delivery)) == _identity(delivery):
+            self._client.delete(_key(delivery))
+
+    def check(self) -> None:
+        """Return if the Redis is there."""
+        self._client.ping()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+def open_seen(url: str) -> SeenMessages:
+    """Use the Redis at `url`; nothing is connected yet."""
+    return SeenMessages(redis.Redis.from_url(url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT))
+
+
+def _identity(delivery: Delivery) -> bytes:
+    return f"by {delivery.identity}".encode()
+
+
+def _key(delivery: Delivery) -> str:
+    message_id = "" if delivery.message is None else delivery.message.message_id
+    return f"{delivery.member.queue}.seen.{message_id}"
+
+
+def _milliseconds(delivery: Delivery) -> int:
+    return max(1, int((delivery.member.window or 0) * 1000))

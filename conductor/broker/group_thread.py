@@ -1,0 +1,291 @@
+"""The thread that serves the members of groups."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conductor.broker.dead_letters import encode_body
+from conductor.broker.group_link import Delivery, GroupLink, Member, printable
+from conductor.broker.link_thread import LinkThread
+from conductor.core.channels import compile_pattern
+from conductor.core.dead_letters import DeadLetter, DeadLetterReason
+from conductor.core.exceptions import MessageBusError
+from conductor.core.messages import AgentMessage
+from conductor.orchestration.groups import dead_letter, too_many_losses, verdict
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from conductor.core.retry import RetryPolicy
+    from conductor.orchestration.groups import Trial
+
+logger = logging.getLogger(__name__)
+
+Job = tuple["Callable[[GroupLink], None]", "asyncio.Future[None]"]
+
+
+class Office(Protocol):
+    """What the thread tells the event loop, on which all of this is called."""
+
+    def begin(self, delivery: Delivery) -> None:
+        """Have the member's callback called; `GroupThread.report` is to follow."""
+
+    def buried(self, letter: DeadLetter) -> None:
+        """Take note of a dead letter."""
+
+
+class GroupThread(LinkThread[GroupLink]):
+    """Takes messages for members, and carries out what becomes of them; see `LinkThread`."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        open_link: Callable[[], GroupLink],
+        office: Office,
+        policy: RetryPolicy,
+        max_losses: int,
+    ) -> None:
+        super().__init__(name, url, open_link)
+        self._office = office
+        self._policy = policy
+        self._max_losses = max_losses
+        self._members: list[Member] = []
+        self._jobs: deque[Job] = deque()
+        self._reports: deque[tuple[Delivery, BaseException | None]] = deque()
+        self._held: list[Delivery] = []
+        self._fresh: deque[Delivery] = deque()
+        """Those of `_held` that nothing was decided about."""
+        self._survived: dict[str, bool] = {}
+        """What a lost connection took back, by identity; true once its callback returned nevertheless."""
+        self._waker, self._woken = socket.socketpair()
+        self._waker.settimeout(0)
+        self._woken.settimeout(0)
+
+    def admit(self, member: Member) -> asyncio.Future[None]:
+        """Have a member served; done when the group gets what is published. Belongs to the loop."""
+
+        def job(link: GroupLink) -> None:
+            link.join(member)
+            self._members.append(member)
+
+        return self._call(job)
+
+    def dismiss(self, member: Member) -> asyncio.Future[None]:
+        """Serve a member no more; what it has it may finish. Belongs to the loop."""
+        member.left = True
+
+        def job(link: GroupLink) -> None:
+            if member in self._members:
+                self._members.remove(member)
+                link.leave(member)
+
+        return self._call(job)
+
+    def delete(self, queue: str) -> asyncio.Future[None]:
+        """Delete the queue of a group. Belongs to the loop."""
+        return self._call(lambda link: link.delete(queue))
+
+    def report(self, delivery: Delivery, error: BaseException | None) -> None:
+        """Say how a callback ended; None: it returned. Belongs to the loop."""
+        self._reports.append((delivery, error))
+        self._wake()
+
+    def _call(self, job: Callable[[GroupLink], None]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._jobs.append((job, future))
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake anyway; closed: it has ended
+            self._waker.send(b"!")
+
+    def _serve(self, link: GroupLink) -> None:
+        if not link.keeps_deliveries:
+            self._survived = {delivery.identity: False for delivery in self._held}
+            self._held.clear()
+            self._fresh.clear()
+        for member in self._members:
+            link.join(member)
+        while True:
+            self._handle_reports(link)
+            if self._stopping.is_set():
+                self._give_all_back(link)
+                return
+            self._run_jobs(link)
+            for delivery in link.receive():
+                self._held.append(delivery)
+                self._fresh.append(delivery)
+            while self._fresh:
+                self._accept(link, self._fresh[0])
+                self._fresh.popleft()
+            self._wait(link, link.tend())
+
+    def _wait(self, link: GroupLink, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLIN)
+        poll.register(self._woken.fileno(), select.POLLIN)
+        ready = [number for number, _ in poll.poll(seconds * 1000)]
+        if self._woken.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                while self._woken.recv(4096):
+                    pass
+
+    def _run_jobs(self, link: GroupLink) -> None:
+        while self._jobs:
+            job, future = self._jobs[0]
+            if not future.cancelled():
+                job(link)  # if the connection is lost in the middle, the next one does it again
+                self._post(_settle, future)
+            self._jobs.popleft()
+
+    def _handle_reports(self, link: GroupLink) -> None:
+        while self._reports:
+            delivery, error = self._reports[0]
+            if delivery in self._held:
+                self._conclude(link, delivery, error)
+                self._held.remove(delivery)
+            elif error is None:
+                self._conclude_in_vain(link, delivery)
+            self._reports.popleft()
+
+    def _conclude_in_vain(self, link: GroupLink, delivery: Delivery) -> None:
+        """Note that a message was handled which a lost connection has put back into its queue."""
+        logger.warning(
+            "Message %s of %s was handled, but could not be acknowledged: the connection was lost. "
+            "It may be handled again.",
+            delivery.identity,
+            delivery.member.queue,
+        )
+        if delivery.identity in self._survived:
+            self._survived[delivery.identity] = True
+        if link.seen is not None:
+            link.seen.finish(delivery)
+
+    def _accept(self, link: GroupLink, delivery: Delivery) -> None:
+        """Hand a delivery to the loop, unless there is nothing to be done with it."""
+        member = delivery.member
+        if delivery.published and not compile_pattern(member.pattern)(delivery.channel or ""):
+            self._drop(link, delivery)
+            return
+        try:
+            delivery.message = AgentMessage.model_validate_json(delivery.body)
+        except ValueError as error:
+            self._bury(link, delivery, error, DeadLetterReason.UNDECODABLE, delivery.trial)
+            return
+        if delivery.message.is_expired():
+            _forget(link, delivery)
+            self._drop(link, delivery)
+        elif member.left:
+            link.give_back(delivery, delivery.trial)
+            self._held.remove(delivery)
+        elif self._survived.get(delivery.identity) or (link.seen and link.seen.is_repetition(delivery)):
+            self._drop(link, delivery)
+        elif not delivery.lost or self._outlives_loss(link, delivery):
+            self._post(self._office.begin, delivery)
+
+    def _outlives_loss(self, link: GroupLink, delivery: Delivery) -> bool:
+        if self._survived.pop(delivery.identity, None) is not None:
+            # This very process had it, and lives.
+            delivery.trial = delivery.trial.given_back()
+            return True
+        trial = delivery.trial.lost()
+        if trial.losses >= self._max_losses:
+            self._bury(link, delivery, _error_of_losses(delivery, trial), DeadLetterReason.WORKER_LOST, trial)
+            return False
+        if link.note(delivery, trial):
+            delivery.trial = trial
+            return True
+        self._held.remove(delivery)
+        return False
+
+    def _conclude(self, link: GroupLink, delivery: Delivery, error: BaseException | None) -> None:
+        if error is None:
+            if link.seen is not None:
+                link.seen.finish(delivery)
+            link.done(delivery)
+            return
+        trial = delivery.trial.failed()
+        reason = verdict(error, trial, self._policy)
+        if reason is None:
+            link.later(delivery, trial, self._policy.calculate_delay(trial.failures - 1))
+            return
+        self._file(link, delivery, dead_letter(error, reason, trial, delivery.message, **_facts(delivery)))
+
+    def _bury(
+        self, link: GroupLink, delivery: Delivery, error: Exception, reason: DeadLetterReason, trial: Trial
+    ) -> None:
+        letter = dead_letter(error, reason, trial, delivery.message, **_facts(delivery))
+        self._file(link, delivery, letter)
+        self._held.remove(delivery)
+
+    def _file(self, link: GroupLink, delivery: Delivery, letter: DeadLetter) -> None:
+        _forget(link, delivery)
+        link.bury(delivery, letter)
+        logger.error(
+            "Message %s of %s is a dead letter: %s",
+            letter.message_id or delivery.identity,
+            letter.queue,
+            letter.error_message[:500],
+        )
+        self._post(self._office.buried, letter)
+
+    def _drop(self, link: GroupLink, delivery: Delivery) -> None:
+        link.done(delivery)
+        self._held.remove(delivery)
+
+    def _give_all_back(self, link: GroupLink) -> None:
+        # Members leave first, else what they give back is delivered to them once more.
+        while self._members:
+            link.leave(self._members[0])
+            self._members.pop(0)
+        self._held += link.receive()
+        while self._held:
+            delivery = self._held[0]
+            link.give_back(delivery, delivery.trial.given_back())
+            self._held.pop(0)
+
+    def _on_end(self) -> None:
+        self._waker.close()
+        self._woken.close()
+        self._post(self._fail_jobs)
+
+    def _fail_jobs(self) -> None:
+        for _, future in self._jobs:
+            if not future.done():
+                future.set_exception(MessageBusError("The bus was disconnected.", "BUS_DISCONNECTED"))
+        self._jobs.clear()
+
+
+def _error_of_losses(delivery: Delivery, trial: Trial) -> Exception:
+    message = delivery.message
+    return too_many_losses(delivery.identity if message is None else message.message_id, trial)
+
+
+def _forget(link: GroupLink, delivery: Delivery) -> None:
+    if link.seen is not None:
+        link.seen.forget(delivery)
+
+
+def _facts(delivery: Delivery) -> dict[str, Any]:
+    body, encoding = encode_body(delivery.body)
+    return {
+        "channel": delivery.channel,
+        "queue": delivery.member.queue,
+        "body": body,
+        "body_encoding": encoding,
+        "headers": delivery.original_headers(),
+        "properties": printable(delivery.properties),
+    }
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
