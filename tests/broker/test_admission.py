@@ -26,6 +26,7 @@ from conductor.orchestration.policy_engine import (
     PolicyEngine,
     PolicyResult,
 )
+from conductor.orchestration.state_manager import StateManager
 from tests.support.dispatching_process import DispatchingProcess
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
@@ -367,12 +368,15 @@ async def test_what_was_sent_is_confirmed_when_a_conductor_has_disconnected(sett
         confirmed = 0
 
         async def confirm(self, context: Mapping[str, Any]) -> None:
-            await asyncio.sleep(0.5)
-            await ours.state.list_agent_states()
+            await leaving.wait()
+            await states[0].list_agent_states()
             self.confirmed += 1
 
-    policy = Slow()
+    policy, leaving, states = Slow(), asyncio.Event(), list[StateManager]()
     ours = Conductor(ConductorConfig(**settings), policy_engine=engine_of(policy))
     async with ours:
+        states.append(ours.state)
         await asyncio.gather(*(send(ours) for _ in range(5)))
+        assert policy.confirmed == 0
+        asyncio.get_running_loop().call_soon(leaving.set)
     assert policy.confirmed == 5

@@ -8,6 +8,7 @@ from conductor.broker.addresses import Addresses
 from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dead_letters import encode_body
 from conductor.broker.tasks import EXECUTE_TASK
+from conductor.broker.topology import TRIAL_HEADER
 from conductor.core.config import ConductorConfig
 from conductor.core.exceptions import StateError
 from conductor.core.models import TaskDefinition
@@ -79,7 +80,7 @@ async def test_another_message_goes_back_as_it_was(queue: DeadLetterQueue, url: 
     letter = a_letter(
         queue=name,
         body='{"text": "grüße"}',
-        headers={"mine": "yes", "conductor_attempt": 4},
+        headers={"mine": "yes", TRIAL_HEADER: 4},
         properties=properties,
     )
     put(url, letter)
