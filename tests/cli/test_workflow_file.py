@@ -60,6 +60,27 @@ def test_a_path_that_is_set_is_relative_to_the_working_directory(
     assert workflow.definition.tasks[1].input_data["complexity_threshold"] == 9
 
 
+def test_dependencies_references_and_a_limit_are_for_the_run(file: Path, tmp_path: Path) -> None:
+    text = f"""{HEAD}
+timeout_seconds: 90
+tasks:
+  - {{name: run the tests, assigned_to: test, depends_on: [code]}}
+  - {{name: code, assigned_to: coding}}
+  - name: ship
+    assigned_to: devops
+    input_data: {{passed: "${{tasks.run the tests.passed}}", note: "${{vars.limit}} of ${{tasks.code.n}}"}}
+"""
+    definition = load_workflow(write(file, text), {}, tmp_path).definition
+    assert definition.timeout_seconds == 90
+    assert definition.tasks[0].depends_on == ["code"]
+    assert definition.tasks[2].input_data == {
+        "passed": "${tasks.run the tests.passed}",
+        "note": "7 of ${tasks.code.n}",
+    }
+    assert definition.variables["limit"] == 7
+    assert "needed" not in definition.variables
+
+
 def test_every_load_is_a_run_of_its_own(file: Path, tmp_path: Path) -> None:
     first, second = (load_workflow(write(file, GOOD), {}, tmp_path) for _ in range(2))
     assert first.definition.workflow_id != second.definition.workflow_id
@@ -116,6 +137,28 @@ def test_every_load_is_a_run_of_its_own(file: Path, tmp_path: Path) -> None:
             f"{HEAD}tasks: [{{name: '${{vars.needed}}', assigned_to: coding}}]",
             "tasks[0].name: ${vars.needed} has no value: give one with --set needed=VALUE",
         ),
+        (
+            "name: a\ntasks: [{name: t, assigned_to: coding, depends_on: [u]}, {name: v, assigned_to: test}]",
+            "tasks[0].depends_on[0]: there is no task 'u'; there are 't', 'v'",
+        ),
+        (
+            "name: a\ntasks: [{name: t, assigned_to: coding, depends_on: [v]},"
+            " {name: v, assigned_to: test, depends_on: [t]}]",
+            "tasks[0].depends_on: tasks need each other: t -> v -> t",
+        ),
+        (
+            "name: a\ntasks: [{name: t, assigned_to: coding, input_data: {n: '${tasks.u.n}'}}]",
+            "tasks[0].input_data.n: ${tasks.u.n} names no task; there are 't'",
+        ),
+        (
+            "name: a\ntasks: [{name: '${tasks.t.n}', assigned_to: coding}]",
+            "tasks[0].name: ${tasks.t.n} has a value only in the input_data of a task",
+        ),
+        (
+            "name: a\ntimeout_seconds: 0\ntasks: [{name: t, assigned_to: coding}]",
+            "timeout_seconds: 0 cannot be used",
+        ),
+        ("name: a\nvariables: {}\ntasks: []", "variables: in a file they are called 'vars'"),
         ("name: a\nvars: [1]\ntasks: []", "vars: it must be a mapping of names to values, not a list"),
         (
             "name: a\nworkflow_id: x\ntasks: [{name: t, assigned_to: coding}]",
