@@ -10,7 +10,7 @@ from conductor.broker.dead_letters import announcement, publish_dead_letter
 from conductor.broker.session import open_sender
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.topology import EVENTS
-from conductor.broker.transport import kombu_connection, limit_reading
+from conductor.broker.transport import connect, disconnect, kombu_connection
 from conductor.broker.wire import Outgoing
 from conductor.core.channels import DLQ
 
@@ -100,14 +100,7 @@ class DeadLetterSender:
                 self._url, connect_timeout=limit, io_timeout=min(IO_TIMEOUT, limit), confirm_publish=True
             )
             self._connection = connection
-            connection.ensure_connection(
-                max_retries=None,
-                timeout=self._patience,
-                interval_start=0.1,
-                interval_step=0.2,
-                interval_max=1,
-            )
-            limit_reading(connection)
+            connect(connection, self._patience)
             self._producer = connection.Producer()
         return self._producer
 
@@ -117,8 +110,4 @@ class DeadLetterSender:
             events.close()
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            try:
-                connection.release()
-            except Exception:
-                logger.debug("the connection for dead letters did not close cleanly", exc_info=True)
-                connection.collect()
+            disconnect(connection)

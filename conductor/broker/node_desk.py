@@ -21,7 +21,7 @@ from conductor.broker.results import (
     timed_out,
     timeout_response,
 )
-from conductor.broker.shared_breaker import SharedBreaker
+from conductor.broker.shared_breaker import breaker_of
 from conductor.broker.task_letters import Fate, Original
 from conductor.broker.unclaimed import AT_ONCE, MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.dead_letters import DeadLetterReason
@@ -152,10 +152,8 @@ class NodeDesk:
     def _bury(
         self, request: NodeRequest, result: TaskResult, reason: DeadLetterReason, kind: AgentType | None
     ) -> None:
-        run, breaker = _run_of(request), None
-        if kind is not None:
-            settings, prefix = self._config.errors.breaker, self._config.redis.key_prefix
-            breaker = SharedBreaker(self._state.link, kind.value, settings, prefix)
+        run = _run_of(request)
+        breaker = None if kind is None else breaker_of(self._state.link, kind, self._config)
         attempts = run.retries + (reason is not DeadLetterReason.EXPIRED)
         self._run(self._errors.bury(run, breaker, result, Fate(reason, attempts)))
 

@@ -18,7 +18,7 @@ from conductor.broker.node_states import AgentStates
 from conductor.broker.node_work import MessageWork, Office, Outcome, TaskWork, Work
 from conductor.broker.records import TaskRecords
 from conductor.broker.results import UNKNOWN_AGENT, error_response, result_without_agent
-from conductor.broker.shared_breaker import SharedBreaker
+from conductor.broker.shared_breaker import breaker_of
 from conductor.broker.task_letters import Fate
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import AgentStatus, TaskStatus
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from conductor.broker.node_spec import NodeSpec
     from conductor.broker.records import Run
     from conductor.core.config import ConductorConfig
-    from conductor.core.enums import AgentType
     from conductor.core.messages import AgentMessage
     from conductor.core.models import TaskDefinition
 
@@ -78,7 +77,7 @@ class AgentHost:
             states=self._states,
             events=self._events,
             errors=ErrorDesk(records, self._manager, self._letters, config.errors, self._bus),
-            breaker=cache(self._breaker_of),
+            breaker=cache(lambda agent_type: breaker_of(self._manager.link, agent_type, config)),
             interruption=lambda: self._runner.reason,
         )
 
@@ -134,11 +133,6 @@ class AgentHost:
     async def _bury(self, run: Run, agent_id: str, reason: DeadLetterReason, code: str, text: str) -> Outcome:
         result = result_without_agent(run.task_id, agent_id or UNKNOWN_AGENT, TaskStatus.FAILED, text, code)
         return await self._office.errors.bury(run, None, result, Fate(reason))
-
-    def _breaker_of(self, agent_type: AgentType) -> SharedBreaker:
-        return SharedBreaker(
-            self._manager.link, agent_type.value, self._config.errors.breaker, self._config.redis.key_prefix
-        )
 
     def _do(self, work: Work) -> Outcome:
         try:

@@ -227,7 +227,7 @@ class TaskRecords:
 
     async def _run(self, name: str, run: Run, breaker: SharedBreaker | None, *arguments: str | int) -> Any:
         key = record_key(run.task_id)
-        source = script("breaker") + script(name)
+        source = script("breaker", name)
         return await self._link.run(
             ["EVAL", source, 2, key, breaker.key if breaker else UNGUARDED, run.run_id, *arguments], key
         )

@@ -174,6 +174,7 @@ def result_in_failure(task_id: str, meta: Mapping[str, Any]) -> TaskResult:
 
 
 @cache
-def script(name: str) -> str:
-    """Read one of this package's Lua files."""
-    return files("conductor.broker").joinpath(f"{name}.lua").read_text()
+def script(*names: str) -> str:
+    """Read one of this package's Lua files, or several as one script."""
+    package = files("conductor.broker")
+    return "".join(package.joinpath(f"{name}.lua").read_text() for name in names)

@@ -10,13 +10,19 @@ from conductor.broker.results import script
 from conductor.orchestration.circuit_breaker import CircuitBreakerState
 
 if TYPE_CHECKING:
-    from conductor.core.config import BreakerConfig
+    from conductor.core.config import BreakerConfig, ConductorConfig
+    from conductor.core.enums import AgentType
     from conductor.store.link import Link
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a probe may take before it counts as lost: more than the longest time limit of a task.
 PROBE_SECONDS = 3900
+
+
+def breaker_of(link: Link, agent_type: AgentType, config: ConductorConfig) -> SharedBreaker:
+    """Give the breaker of the agents of a type, as it is configured."""
+    return SharedBreaker(link, agent_type.value, config.errors.breaker, config.redis.key_prefix)
 
 
 class SharedBreaker:
@@ -75,5 +81,5 @@ class SharedBreaker:
         return self._probes.pop(0) if self._probes else ""
 
     async def _do(self, what: str, probe: str) -> Any:
-        source = script("breaker") + script("use_breaker")
+        source = script("breaker", "use_breaker")
         return await self._link.run(["EVAL", source, 1, self.key, what, probe, *self.rules], self.key)

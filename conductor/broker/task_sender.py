@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from conductor.broker.transport import limit_reading
+from conductor.broker.transport import connect, disconnect
 from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
@@ -109,20 +109,13 @@ class TaskSender:
     def _connect(self) -> None:
         if self._producer is None:
             self._connection = self._describe()
-            self._connection.ensure_connection(
-                max_retries=None, timeout=self._timeout, interval_start=0.1, interval_step=0.2, interval_max=1
-            )
-            limit_reading(self._connection)
+            connect(self._connection, self._timeout)
             self._producer = self._app.amqp.Producer(self._connection)
 
     def _drop_connection(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            try:
-                connection.release()
-            except Exception:
-                logger.debug("the connection for dispatching did not close cleanly", exc_info=True)
-                connection.collect()
+            disconnect(connection)
 
     def _report(self, batch: list[_Letter], error: Exception | None) -> None:
         def complete() -> None:

@@ -18,6 +18,7 @@ What differs from kombu 5.7:
 from __future__ import annotations
 
 import base64
+import logging
 import ssl
 import time
 from typing import Any, ClassVar
@@ -30,6 +31,8 @@ from kombu.utils.encoding import bytes_to_str
 from conductor.broker.topology import EVENTS, REPLIES
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 _OURS = (EVENTS, REPLIES)
 _MODULE = "conductor.broker.transport"
@@ -248,3 +251,19 @@ def limit_reading(connection: Connection) -> None:
     """
     if limit := connection.transport_options.get("read_timeout"):
         connection.connection.sock.settimeout(limit)
+
+
+def connect(connection: Connection, patience: float) -> None:
+    """Connect, trying for `patience` seconds; then no reading takes longer than the `io_timeout`."""
+    pauses = {"interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
+    connection.ensure_connection(max_retries=None, timeout=patience, **pauses)
+    limit_reading(connection)
+
+
+def disconnect(connection: Connection) -> None:
+    """Close a connection that may be broken."""
+    try:
+        connection.release()
+    except Exception:
+        logger.debug("a connection did not close cleanly", exc_info=True)
+        connection.collect()

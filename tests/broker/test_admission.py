@@ -369,7 +369,8 @@ async def test_what_was_sent_is_confirmed_when_a_conductor_has_disconnected(sett
 
         async def confirm(self, context: Mapping[str, Any]) -> None:
             await leaving.wait()
-            await states[0].list_agent_states()
+            for _ in range(300):  # long after the rest of the Conductor has closed
+                await states[0].list_agent_states()
             self.confirmed += 1
 
     policy, leaving, states = Slow(), asyncio.Event(), list[StateManager]()
