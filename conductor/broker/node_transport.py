@@ -1,21 +1,24 @@
-"""The Redis transports of nodes: the next task for the very agent is fetched while one runs."""
+"""The Redis transports of nodes: a task is taken and noted in one step, and the next fetched while one runs.
+
+kombu 5.7 pops a message with BRPOP and then notes that it is not acknowledged yet; who is killed in between
+loses it. Here both are one script. It never waits; where it finds nothing, the server remembers which lists
+this connection has looked at (CLIENT TRACKING) and tells it once when one of them changes.
+"""
 
 from __future__ import annotations
 
 import base64
-import json
 import time
 import uuid
-from queue import Empty
 from typing import Any
 
 from kombu import Connection
+from kombu.transport.redis import MultiChannelPoller
 from kombu.transport.virtual import QoS as VirtualQoS
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
 from conductor.broker import transport
-from conductor.broker.results import script
+from conductor.broker.node_taking import Taker
 from conductor.broker.topology import AGENT_QUEUE_PREFIX, WORK
 
 #: How many tasks for the agent itself are taken one after the other before those for its type have a chance.
@@ -32,7 +35,7 @@ Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.
 
 
 class QoS(transport.QoS):
-    """Knows that what `take_ahead` delivered is noted as unacknowledged already."""
+    """Knows that what the script delivered is noted as unacknowledged already."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Hold a message until it is acknowledged."""
@@ -46,34 +49,48 @@ class _ChannelMixin:
     """Holds one task, and one more if it can go nowhere else.
 
     What is in the queue of an agent waits for this agent in any case. A task for a type must not wait here
-    while another agent is free, so those are fetched only by a node that holds nothing, as kombu does it.
+    while another agent is free, so those are fetched only by a node that holds nothing.
     """
 
     QoS = QoS
     taken_tag: str | None = None
+    _taker: Taker | None = None
+    #: Whether a look into the queues may find something.
+    _hopeful = False
     _in_a_row = 0
-    _take: Any = None
 
-    def _brpop_read(self, **options: Any) -> bool:
-        """Read like kombu 5.7, but let what is no message of kombu's go on as one that cannot be decoded.
+    def basic_consume(self, *arguments: Any, **options: Any) -> Any:
+        self._hopeful = True
+        return super().basic_consume(*arguments, **options)  # type: ignore[misc]
 
-        It was taken from its list already, and the error would end the consumer.
-        """
-        try:
-            try:
-                found = self.client.parse_response(self.client.connection, "BRPOP", **options)  # type: ignore[attr-defined]
-            except self.connection_errors:  # type: ignore[attr-defined]
-                self.client.connection.disconnect()  # type: ignore[attr-defined]
-                raise
-            if not found:
-                raise Empty
-            queue = bytes_to_str(found[0]).rsplit(self.sep, 1)[0]  # type: ignore[attr-defined]
-            self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]
-            self.connection._deliver(_envelope(found[1], queue), queue)  # type: ignore[attr-defined]  # noqa: SLF001
-            return True
-        finally:
-            self._in_poll = None
-            self._flush_brpop_reauth()  # type: ignore[attr-defined]
+    def look_again(self) -> None:
+        """Have the next turn of the event loop look into the queues."""
+        self._hopeful = True
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Make use of a new connection."""
+        self._in_poll = self.client.connection  # type: ignore[attr-defined]
+        self._taker = Taker(self._in_poll)
+        self._hopeful = True
+
+    def _brpop_read(self, **_options: Any) -> None:
+        """Note that there may be new tasks."""
+        if self._taker is not None and not self._closing:  # type: ignore[attr-defined]
+            self._taker.drain()
+            self._hopeful = True
+
+    def take_next(self) -> None:
+        """Take the next task, if there may be one and the consumer may have it; never waits for one."""
+        if not self._hopeful or self._taker is None or not self.qos.can_consume():  # type: ignore[attr-defined]
+            return
+        queue = self._take_from(self._queue_cycle.consume(len(self.active_queues)))  # type: ignore[attr-defined]
+        if queue is None:
+            # What came before the answer is no news, what came after it is.
+            self._hopeful = self._taker.drain()
+            return
+        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]
+        if self.qos.can_consume():  # type: ignore[attr-defined]
+            self._taker.ping()  # for another turn of the event loop at once
 
     def take_ahead(self, waiting: int = 0) -> None:
         """Take the next task for the node's own agents, if there is one; never waits for one.
@@ -84,43 +101,48 @@ class _ChannelMixin:
         if len(held._delivered) - len(held._dirty) - waiting != 1 or self._in_a_row >= IN_A_ROW:  # noqa: SLF001
             self._in_a_row = 0
             return
-        queues = [name for name in self.active_queues if name.startswith(AGENT_QUEUE_PREFIX)]  # type: ignore[attr-defined]
+        own = [name for name in self.active_queues if name.startswith(AGENT_QUEUE_PREFIX)]  # type: ignore[attr-defined]
+        self._hopeful = True  # The answer may hide what the server told.
+        if self._take_from(own) is not None:
+            self._in_a_row += 1
+
+    def _take_from(self, queues: list[str]) -> str | None:
+        """Deliver the first message of the queues; gives the queue it was in."""
+        if not queues or self._taker is None:
+            return None
         steps = self.priority_steps  # type: ignore[attr-defined]
         lists = [(queue, self._q_for_pri(queue, step)) for step in steps for queue in queues]  # type: ignore[attr-defined]
-        if not lists:
-            return
         keys = [*(key for _, key in lists), self.unacked_key, self.unacked_index_key]  # type: ignore[attr-defined]
-        with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
-            if self._take is None:
-                self._take = client.register_script(script("take_task"))
-            found = self._take(keys, [time.time()], client)
+        names = [queue for queue, _ in lists]
+        found = self._taker.take(len(keys), *keys, time.time(), uuid.uuid4().hex, WORK, *names)
         if found is None:
-            return
-        self._in_a_row += 1
-        message = json.loads(found[1])
-        self.taken_tag = message["properties"]["delivery_tag"]
-        self.connection._deliver(message, lists[found[0] - 1][0])  # type: ignore[attr-defined]  # noqa: SLF001
+            return None
+        number, tag, text = found
+        queue: str = names[number - 1]
+        self.taken_tag = tag.decode()
+        self.connection._deliver(self._decode(text, queue), queue)  # type: ignore[attr-defined]  # noqa: SLF001
+        return queue
 
-
-def _envelope(item: bytes, queue: str) -> dict[str, Any]:
-    try:
-        message = loads(item)
-        info = message["properties"]["delivery_info"]
-        if {"exchange", "routing_key"} <= info.keys() and message["properties"]["delivery_tag"]:
-            return message  # type: ignore[no-any-return]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
-    return {
-        "body": base64.b64encode(item).decode(),
-        "content-type": "application/octet-stream",
-        "content-encoding": "binary",
-        "headers": {},
-        "properties": {
-            "body_encoding": "base64",
-            "delivery_tag": uuid.uuid4().hex,
-            "delivery_info": {"exchange": WORK, "routing_key": queue},
-        },
-    }
+    def _decode(self, text: bytes, queue: str) -> Any:
+        """Give the message; the script found it readable, and Python's JSON is stricter."""
+        try:
+            return loads(text)
+        except (ValueError, RecursionError):
+            info = {"exchange": WORK, "routing_key": queue}
+            message = {
+                "body": base64.b64encode(text).decode(),
+                "headers": {},
+                "content-type": "application/octet-stream",
+                "content-encoding": "binary",
+                "properties": {
+                    "body_encoding": "base64",
+                    "delivery_tag": self.taken_tag,
+                    "delivery_info": info,
+                },
+            }
+            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+                client.hset(self.unacked_key, self.taken_tag, dumps([message, WORK, queue]))  # type: ignore[attr-defined]
+            return message
 
 
 class Channel(_ChannelMixin, transport.Channel):
@@ -131,19 +153,50 @@ class SentinelChannel(_ChannelMixin, transport.SentinelChannel):
     """A channel of `SentinelTransport`."""
 
 
-class Transport(transport.Transport):
+class _Poller(MultiChannelPoller):  # type: ignore[misc]
+    """Looks into the queues where kombu would send BRPOP."""
+
+    def _register_BRPOP(self, channel: Any) -> None:  # noqa: N802 - kombu's
+        super()._register_BRPOP(channel)
+        channel.take_next()
+
+    def _update_brpop_polling(self) -> None:
+        """Do nothing: what arrives is no task that would have to wait for its turn."""
+
+    def on_readable(self, fileno: int) -> None:
+        """Read also while the consumer may have no more."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, ""))
+        if kind == "BRPOP":
+            channel.handlers[kind]()
+        else:
+            super().on_readable(fileno)
+
+    def maybe_restore_messages(self) -> None:
+        """Also look into the queues, whatever the server told."""
+        super().maybe_restore_messages()
+        for channel in self._channels:
+            channel.look_again()
+
+
+class _TransportMixin:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cycle = _Poller()
+
+
+class Transport(_TransportMixin, transport.Transport):
     """redis://"""
 
     Channel = Channel
 
 
-class TLSTransport(transport.TLSTransport):
+class TLSTransport(_TransportMixin, transport.TLSTransport):
     """rediss://"""
 
     Channel = Channel
 
 
-class SentinelTransport(transport.SentinelTransport):
+class SentinelTransport(_TransportMixin, transport.SentinelTransport):
     """sentinel://"""
 
     Channel = SentinelChannel

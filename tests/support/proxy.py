@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,6 +18,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwards = asyncio.Event()
         self._forwards.set()
+        self._last_words: bytes | None = None
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port: int = probe.getsockname()[1]
         host = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -46,19 +48,36 @@ class Proxy:
         """Keep and accept connections, and forward nothing any more."""
         self._forwards.clear()
 
+    def cut_at(self, words: bytes) -> None:
+        """Cut all connections, and refuse new ones, when the server sends `words`: nobody gets them."""
+        self._last_words = words
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             self._writers.add(far_writer)
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            await asyncio.gather(
+                self._pump(reader, far_writer), self._pump(far_reader, writer, self._is_the_end)
+            )
             self._writers.discard(far_writer)
         finally:
             self._writers.discard(writer)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _is_the_end(self, data: bytes) -> bool:
+        return self._last_words is not None and self._last_words in data
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        is_the_end: Callable[[bytes], bool] = lambda _: False,
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if is_the_end(data):
+                    await self.stop()
+                    return
                 await self._forwards.wait()
                 writer.write(data)
                 await writer.drain()

@@ -1,0 +1,236 @@
+"""How nodes take tasks from Redis and Valkey."""
+
+import asyncio
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import kombu
+import pytest
+import redis
+from kombu.asynchronous import Hub
+
+from conductor.broker import topology
+from conductor.broker.node_transport import node_transport_name
+from conductor.broker.transport import kombu_connection
+from tests.support.proxy import Proxy
+from tests.support.waiting import wait_until_sync
+
+HOUR = 3600
+RAW = "application/octet-stream"
+
+
+@dataclass
+class Consuming:
+    """A consumer on an event loop like a node's."""
+
+    hub: Hub
+    connection: kombu.Connection
+    messages: list[kombu.Message] = field(default_factory=list)
+    turns: int = 0
+
+    def consume(self, *queues: kombu.Queue, prefetch: int = 1, ack: bool = False) -> None:
+        """Begin to consume; with `ack` each message is acknowledged as it comes."""
+
+        def on_message(message: kombu.Message) -> None:
+            self.messages.append(message)
+            if ack:
+                message.ack()
+
+        self.connection.register_with_event_loop(self.hub)
+        consumer = self.connection.Consumer(list(queues), on_message=on_message, accept=["text/plain", RAW])
+        consumer.qos(prefetch_count=prefetch)
+        consumer.consume()
+        self._loop = self.hub.create_loop()
+
+    def turn(self) -> None:
+        """Let the loop turn once, which takes a second at most."""
+        next(self._loop)
+        self.turns += 1
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Turn until it is true."""
+        return wait_until_sync(lambda: condition() or self.turn(), interval=0)
+
+
+@contextmanager
+def consuming(url: str, *, restore_interval: float = HOUR) -> Iterator[Consuming]:
+    """Connect a consumer as Celery does it for a node; it is told of new tasks, it does not look for them."""
+    hub = Hub()
+    options = {"unacked_restore_interval": restore_interval, "visibility_timeout": HOUR}
+    with kombu.Connection(url, transport=node_transport_name(url), transport_options=options) as connection:
+        yield Consuming(hub, connection)
+    hub.close()
+
+
+@pytest.fixture
+def server(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(valkey_url: str) -> Iterator[kombu.Queue]:
+    queue = topology.agent_queue(uuid.uuid4().hex)
+    yield queue
+    with kombu_connection(valkey_url) as connection:
+        queue(connection.channel()).delete()
+
+
+def put(url: str, queue: kombu.Queue, *bodies: str) -> None:
+    with kombu_connection(url) as connection:
+        producer = connection.Producer()
+        for body in bodies:
+            producer.publish(
+                body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], retry=False
+            )
+
+
+def held(server: redis.Redis) -> list[Any]:
+    return [json.loads(value) for value in server.hvals("conductor.unacked")]
+
+
+@pytest.mark.parametrize("waits_already", [True, False])
+async def test_a_message_is_not_lost_when_its_taker_dies_before_it_knows_it(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis, waits_already: bool
+) -> None:
+    mark = f"mark {uuid.uuid4().hex}"
+    ended = threading.Event()
+
+    def consume(url: str) -> None:
+        with consuming(url) as consumer:
+            consumer.consume(queue)
+            if waits_already:
+                consumer.until(lambda: consumer.turns)
+                put(valkey_url, queue, mark)
+            with pytest.raises(consumer.connection.connection_errors):
+                consumer.until(ended.is_set)
+            assert consumer.messages == []
+
+    async with Proxy(valkey_url) as proxy:
+        proxy.cut_at(mark.encode())
+        if not waits_already:
+            await asyncio.to_thread(put, valkey_url, queue, mark)
+        await asyncio.to_thread(consume, proxy.url)
+    left = [value.decode() for value in server.lrange(queue.name, 0, -1)]
+    assert len([1 for text in (*left, *map(json.dumps, held(server))) if mark in text]) == 1
+
+
+def test_an_idle_consumer_is_told_of_each_message(valkey_url: str, queue: kombu.Queue) -> None:
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue)
+        for number in range(5):
+            # Without being told it would look again in an hour.
+            consumer.turn()
+            put(valkey_url, queue, str(number))
+            message = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+            assert message.payload == str(number)
+            message.ack()
+
+
+def test_any_of_its_queues_wakes_a_consumer(valkey_url: str, queue: kombu.Queue) -> None:
+    other = topology.agent_queue(uuid.uuid4().hex)
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, other)
+        for each in (other, queue, other):
+            consumer.turn()
+            put(valkey_url, each, each.name)
+            message = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+            assert message.payload == each.name
+            message.ack()
+
+
+def test_a_consumer_takes_its_queues_in_turn(valkey_url: str, queue: kombu.Queue) -> None:
+    other = topology.agent_queue(uuid.uuid4().hex)
+    for each in (queue, other):
+        put(valkey_url, each, *[each.name] * 3)
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, other)
+        order: list[str] = []
+        while len(order) < 6:
+            message = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+            order.append(message.payload)
+            message.ack()
+    assert order[:2] == order[2:4] == order[4:]
+    assert len(set(order[:2])) == 2
+
+
+def test_a_consumer_that_has_enough_takes_no_more_and_rests(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis
+) -> None:
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, prefetch=2)
+        consumer.turn()
+        put(valkey_url, queue, *"abcd")
+        consumer.until(lambda: len(consumer.messages) == 2)
+        # What it was told meanwhile must not keep the loop turning.
+        consumer.until(lambda: consumer.turns > 2 and not consumer.hub.poller.poll(0))
+        assert server.llen(queue.name) == 2
+        for message in consumer.messages[:2]:
+            message.ack()
+        consumer.until(lambda: len(consumer.messages) == 4)
+        assert sorted(message.payload for message in consumer.messages) == list("abcd")
+        for message in consumer.messages[2:]:
+            message.ack()
+    assert server.llen(queue.name) == 0
+
+
+def test_many_messages_that_end_at_once_follow_each_other(valkey_url: str, queue: kombu.Queue) -> None:
+    put(valkey_url, queue, *map(str, range(50)))
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, ack=True)
+        # Without being told to, the loop would wait a second for each.
+        consumer.until(lambda: len(consumer.messages) == 50)
+        assert [message.payload for message in consumer.messages] == list(map(str, range(50)))
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"",
+        b"no JSON",
+        b"\x00\xff\n",
+        b"[]",
+        b'{"body": "", "properties": {}}',
+        b'{"properties": {"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
+        # Read by the server, and refused by Python.
+        b'{"n": 0x10, "properties": {"delivery_tag": "hex", '
+        b'"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
+        b'{"n": "\xff", "properties": {"delivery_tag": "latin", '
+        b'"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
+    ],
+)
+def test_what_is_no_message_is_delivered_as_the_bytes_it_is_and_can_be_put_back(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis, rubbish: bytes
+) -> None:
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue)
+        server.lpush(queue.name, rubbish)
+        message = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+        assert (message.content_type, message.payload) == (RAW, rubbish)
+        # As a restart does it, of this consumer or, after its end, of another.
+        message.requeue()
+        again = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+        assert (again.content_type, again.payload) == (RAW, rubbish)
+        again.ack()
+    assert message.delivery_tag not in {str(key, "utf-8") for key in server.hkeys("conductor.unacked")}
+    assert server.llen(queue.name) == 0
+
+
+def test_who_may_not_be_told_looks_at_intervals(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.execute_command("ACL", "SETUSER", "untold", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+    url = valkey_url.replace("redis://", "redis://untold:pw@")
+    with consuming(url, restore_interval=0.05) as consumer:
+        consumer.consume(queue)
+        consumer.turn()
+        put(valkey_url, queue, "found")
+        consumer.until(lambda: consumer.messages)
+        consumer.messages[0].ack()
+    server.execute_command("ACL", "DELUSER", "untold")
+    assert "restore_interval" in caplog.text
