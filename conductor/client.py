@@ -195,7 +195,7 @@ class Conductor:
 
         Returns when the broker has it. A task id may be used again when its earlier run has ended. A task
         that no agent has begun `expires` seconds later fails, and is a dead letter. One that the policies
-        deny waits up to `wait` seconds for them to allow it.
+        deny waits up to `wait` seconds for them to allow it. Where this coroutine is cancelled the task is.
         Raises PolicyViolationError, code POLICY_VIOLATION; AgentError, code NO_AGENT_TYPE (neither agent nor
         type) or TASK_ALREADY_DISPATCHED (an earlier run has not ended); ConfigurationError for a bad
         `expires`; and MessageBusError, code BROKER_UNAVAILABLE.

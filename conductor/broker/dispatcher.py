@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection, limit_reading
 from conductor.broker.unclaimed import MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.enums import AgentType
-from conductor.core.exceptions import AgentError, StateError
+from conductor.core.exceptions import AgentError, ConductorError, StateError
 from conductor.core.fields import utc_now
 from conductor.store.endpoint import read_url
 from conductor.store.link import Link
@@ -132,6 +133,11 @@ class Dispatcher:
     ) -> None:
         try:
             await self._sender.send(EXECUTE_TASK, self._message(task, run, expires), queue)
+        except asyncio.CancelledError:
+            self._listener.forget(followed)
+            with contextlib.suppress(ConductorError):  # The message may be on its way.
+                await self.cancel(task.task_id, run)
+            raise
         except BaseException:
             self._listener.forget(followed)
             await self._link.run(["DEL", record_key(task.task_id)])

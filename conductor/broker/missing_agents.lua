@@ -1,4 +1,5 @@
--- Finds agents that have been waited for long enough, and gives them to the one who asks for a while.
+-- Finds agents that have been waited for long enough, and gives them to the one who asks for a while; or notes that
+-- one of them is done with.
 -- KEYS: agents that are waited for, when each was last sent something. ARGV: what the keys of agents begin with,
 -- seconds that the asker has, the agent that the asker is done with (or ''), seconds that a task may be on its way.
 -- Answers names.
@@ -14,6 +15,7 @@ if ARGV[3] ~= '' then
   else
     redis.call('ZADD', KEYS[1], 'XX', now + ARGV[4], ARGV[3])
   end
+  return {}
 end
 local missing = {}
 for _, agent in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 10)) do

@@ -127,7 +127,7 @@ class NodeDesk:
             with TaskQueue(self._broker_url, agent_id, PATIENCE) as queue:
                 count = self._run(put_aside_tasks(queue, self._errors, AT_ONCE))
             if count < AT_ONCE:
-                self._run(self._missing.find(done_with=agent_id))
+                self._run(self._missing.done_with(agent_id))
 
     def release(self, request: NodeRequest) -> None:
         """Note that a task is ended here to be delivered again, which is not its fault."""

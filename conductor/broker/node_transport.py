@@ -1,25 +1,20 @@
 """The Redis transports of nodes: a task is taken and noted in one step, and the next fetched while one runs.
 
-kombu 5.7 pops a message with BRPOP and then notes that it is not acknowledged yet; who is killed in between
-loses it. Here both are one script. It never waits; where it finds nothing, the server remembers which lists
-this connection has looked at (CLIENT TRACKING) and tells it once when one of them changes.
+Instead of kombu's BRPOP, the script that takes a message runs whenever there may be one. It never waits.
+Where it finds nothing, the server remembers which lists its connection has looked at (CLIENT TRACKING), and
+tells it once when one of them changes.
 """
 
 from __future__ import annotations
 
-import base64
-import time
-import uuid
 from typing import Any
 
 from kombu import Connection
 from kombu.transport.redis import MultiChannelPoller
-from kombu.transport.virtual import QoS as VirtualQoS
-from kombu.utils.json import dumps, loads
 
 from conductor.broker import transport
 from conductor.broker.node_taking import Taker
-from conductor.broker.topology import AGENT_QUEUE_PREFIX, WORK
+from conductor.broker.topology import AGENT_QUEUE_PREFIX
 
 #: How many tasks for the agent itself are taken one after the other before those for its type have a chance.
 IN_A_ROW = 64
@@ -34,17 +29,6 @@ _TRANSPORTS = {
 Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.items()})
 
 
-class QoS(transport.QoS):
-    """Knows that what the script delivered is noted as unacknowledged already."""
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Hold a message until it is acknowledged."""
-        if delivery_tag == self.channel.taken_tag:
-            VirtualQoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
-
-
 class _ChannelMixin:
     """Holds one task, and one more if it can go nowhere else.
 
@@ -52,8 +36,6 @@ class _ChannelMixin:
     while another agent is free, so those are fetched only by a node that holds nothing.
     """
 
-    QoS = QoS
-    taken_tag: str | None = None
     _taker: Taker | None = None
     #: Whether a look into the queues may find something.
     _hopeful = False
@@ -103,46 +85,23 @@ class _ChannelMixin:
             return
         own = [name for name in self.active_queues if name.startswith(AGENT_QUEUE_PREFIX)]  # type: ignore[attr-defined]
         self._hopeful = True  # The answer may hide what the server told.
-        if self._take_from(own) is not None:
+        if own and self._take_from(own) is not None:
             self._in_a_row += 1
 
     def _take_from(self, queues: list[str]) -> str | None:
         """Deliver the first message of the queues; gives the queue it was in."""
-        if not queues or self._taker is None:
-            return None
-        steps = self.priority_steps  # type: ignore[attr-defined]
-        lists = [(queue, self._q_for_pri(queue, step)) for step in steps for queue in queues]  # type: ignore[attr-defined]
-        keys = [*(key for _, key in lists), self.unacked_key, self.unacked_index_key]  # type: ignore[attr-defined]
-        names = [queue for queue, _ in lists]
-        found = self._taker.take(len(keys), *keys, time.time(), uuid.uuid4().hex, WORK, *names)
+        found = self._take(queues)  # type: ignore[attr-defined]
         if found is None:
             return None
-        number, tag, text = found
-        queue: str = names[number - 1]
-        self.taken_tag = tag.decode()
-        self.connection._deliver(self._decode(text, queue), queue)  # type: ignore[attr-defined]  # noqa: SLF001
+        queue: str
+        queue, message = found
+        self.connection._deliver(message, queue)  # type: ignore[attr-defined]  # noqa: SLF001
         return queue
 
-    def _decode(self, text: bytes, queue: str) -> Any:
-        """Give the message; the script found it readable, and Python's JSON is stricter."""
-        try:
-            return loads(text)
-        except (ValueError, RecursionError):
-            info = {"exchange": WORK, "routing_key": queue}
-            message = {
-                "body": base64.b64encode(text).decode(),
-                "headers": {},
-                "content-type": "application/octet-stream",
-                "content-encoding": "binary",
-                "properties": {
-                    "body_encoding": "base64",
-                    "delivery_tag": self.taken_tag,
-                    "delivery_info": info,
-                },
-            }
-            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
-                client.hset(self.unacked_key, self.taken_tag, dumps([message, WORK, queue]))  # type: ignore[attr-defined]
-            return message
+    def _run_take(self, keys: list[str], arguments: list[str | float]) -> Any:
+        if self._taker is None:
+            return super()._run_take(keys, arguments)  # type: ignore[misc]
+        return self._taker.take(len(keys), *keys, *arguments)
 
 
 class Channel(_ChannelMixin, transport.Channel):

@@ -74,7 +74,7 @@ class TaskSender:
             while True:
                 letters = self._take()
                 goes_on = None not in letters
-                batch = [letter for letter in letters if letter is not None]
+                batch = [letter for letter in letters if letter is not None and not letter.sent.cancelled()]
                 if batch:
                     self._report(batch, self._send_all(batch))
                 if not goes_on:

@@ -10,6 +10,9 @@ What differs from kombu 5.7:
 - Several queues may be bound to one fanout exchange in one channel; kombu keeps only the last.
 - Consumers touch the messages they hold every `touch_interval` seconds, so that a short visibility timeout
   does not make another consumer take over a message that is being worked on.
+- A message is taken, and noted as not acknowledged yet, by one script. kombu does the one after the other,
+  and a process that is killed in between loses the message. Who consumes needs `node_transport` for it.
+- What is no message of kombu's is one that cannot be decoded, not an exception for whoever meets it.
 - The keys of unacknowledged messages are our own: our short visibility timeout must not restore those of
   other applications in the same database.
 - rediss:// verifies certificates unless the URL says `ssl_cert_reqs=none`.
@@ -21,14 +24,19 @@ import base64
 import logging
 import ssl
 import time
+import uuid
+from queue import Empty
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from kombu import Connection
 from kombu.transport import redis as kombu_redis
+from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
 
-from conductor.broker.topology import EVENTS, REPLIES
+from conductor.broker.results import script
+from conductor.broker.topology import EVENTS, REPLIES, WORK
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 
@@ -53,6 +61,13 @@ Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.
 class QoS(kombu_redis.QoS):  # type: ignore[misc]
     """Keeps its unacknowledged messages from being taken for abandoned."""
 
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Hold a message until it is acknowledged."""
+        if delivery_tag == self.channel.taken_tag:
+            VirtualQoS.append(self, message, delivery_tag)  # It is noted already.
+        else:
+            super().append(message, delivery_tag)
+
     def touch(self) -> None:
         """Tell that the messages held here are still being worked on."""
         held = [tag for tag in self._delivered if tag not in self._dirty]
@@ -74,6 +89,8 @@ class _ChannelMixin:
     #: Messages are JSON text, which base64 would make longer and slower.
     body_encoding = None
     _fanout_queues: ClassVar[dict[str, tuple[str, str]]] = {}
+    taken_tag: str | None = None
+    _take_script: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._shared_clients: dict[bool, Any] = {}
@@ -95,6 +112,58 @@ class _ChannelMixin:
             return body.decode("utf-8"), None
         except UnicodeDecodeError:
             return base64.b64encode(body).decode("ascii"), "base64"
+
+    def basic_get(self, queue: str, no_ack: bool = False, **options: Any) -> Any:
+        message = super().basic_get(queue, **options)  # type: ignore[misc]
+        if message is not None and no_ack:
+            message.ack()
+        return message
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        found = self._take([queue])
+        if found is None:
+            raise Empty
+        return found[1]
+
+    def _take(self, queues: list[str]) -> tuple[str, Any] | None:
+        """Take the first message of the queues; gives the queue it was in, and the message."""
+        steps = self.priority_steps  # type: ignore[attr-defined]
+        lists = [(queue, self._q_for_pri(queue, step)) for step in steps for queue in queues]  # type: ignore[attr-defined]
+        keys = [*(key for _, key in lists), self.unacked_key, self.unacked_index_key]
+        names = [queue for queue, _ in lists]
+        found = self._run_take(keys, [time.time(), uuid.uuid4().hex, WORK, *names])
+        if found is None:
+            return None
+        number, tag, text = found
+        self.taken_tag = tag.decode()
+        return names[number - 1], self._decode(text, names[number - 1])
+
+    def _run_take(self, keys: list[str], arguments: list[str | float]) -> Any:
+        with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+            if self._take_script is None:
+                self._take_script = client.register_script(script("take_task"))
+            return self._take_script(keys, arguments, client)
+
+    def _decode(self, text: bytes, queue: str) -> Any:
+        """Give the message; the script found it readable, and Python's JSON is stricter."""
+        try:
+            return loads(text)
+        except (ValueError, RecursionError):
+            info = {"exchange": WORK, "routing_key": queue}
+            message = {
+                "body": base64.b64encode(text).decode(),
+                "headers": {},
+                "content-type": "application/octet-stream",
+                "content-encoding": "binary",
+                "properties": {
+                    "body_encoding": "base64",
+                    "delivery_tag": self.taken_tag,
+                    "delivery_info": info,
+                },
+            }
+            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+                client.hset(self.unacked_key, self.taken_tag, dumps([message, WORK, queue]))
+            return message
 
     def _disconnect_pools(self) -> None:
         self._shared_clients.clear()

@@ -52,11 +52,19 @@ class MissingAgents:
         """The arguments that it needs."""
         return [agent_id or "", self._seconds]
 
-    async def find(self, done_with: str = "") -> list[str]:
+    async def find(self) -> list[str]:
         """Give agents whose time is over; the caller has LEASE seconds to see to their queues."""
+        return [agent.decode() for agent in await self._run("")]
+
+    async def done_with(self, agent_id: str) -> None:
+        """Note that the queue of one of them is empty."""
+        await self._run(agent_id)
+
+    async def _run(self, done_with: str) -> list[bytes]:
         arguments = [f"{self._prefix}agent:", LEASE, done_with, ON_ITS_WAY]
         command = ["EVAL", script("missing_agents"), 2, *self.keys(None)[1:], *arguments]
-        return [agent.decode() for agent in await self._link.run(command)]
+        found: list[bytes] = await self._link.run(command)
+        return found
 
 
 class TaskQueue:

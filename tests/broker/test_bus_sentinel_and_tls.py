@@ -1,8 +1,10 @@
-"""The bus through Sentinel and over TLS."""
+"""The bus, dead letters and nodes through Sentinel and over TLS."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from conductor.broker import topology
 from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.core.config import ConductorConfig
@@ -18,6 +21,8 @@ from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.store._valkey import find_binary
 from tests.support.buses import Inbox, a_message, unique
+from tests.support.consuming import consuming
+from tests.support.consuming import put as put_tasks
 from tests.support.letters import a_letter, put
 from tests.support.waiting import wait_until_sync
 
@@ -74,6 +79,18 @@ async def dead_letters_work(url: str) -> None:
     assert await queue.count() == 0
 
 
+def nodes_take_tasks(url: str) -> None:
+    """Take what was there before, and what comes while nothing is there."""
+    queue = topology.agent_queue(uuid.uuid4().hex)
+    put_tasks(url, queue, "first")
+    with consuming(url) as consumer:
+        consumer.consume(queue, ack=True)
+        consumer.until(lambda: len(consumer.messages) == 1)
+        consumer.turn()
+        put_tasks(url, queue, "x" * 50_000)
+        consumer.until(lambda: len(consumer.messages) == 2)
+
+
 @pytest.fixture
 def sentinel_port(tmp_path: Path) -> Iterator[int]:
     """A Sentinel that knows one master, named main."""
@@ -95,6 +112,7 @@ async def test_the_master_is_found_through_sentinels(sentinel_port: int) -> None
     async with KombuMessageBus(url) as bus:
         await works(bus)
     await dead_letters_work(url)
+    await asyncio.to_thread(nodes_take_tasks, url)
     with pytest.raises(MessageBusError, match="nobody") as raised:
         await KombuMessageBus(f"sentinel://127.0.0.1:{sentinel_port}/0?master_name=nobody").connect()
     assert raised.value.error_code == "BROKER_UNAVAILABLE"
@@ -134,6 +152,7 @@ async def test_tls_with_a_certificate_that_is_verified(tls_server: tuple[int, Pa
     async with KombuMessageBus(url) as bus:
         await works(bus)
     await dead_letters_work(url)
+    await asyncio.to_thread(nodes_take_tasks, url)
     with pytest.raises(MessageBusError, match="certificate verify failed") as raised:
         await KombuMessageBus(f"rediss://localhost:{port}/0").connect()
     assert raised.value.error_code == "BROKER_UNAVAILABLE"

@@ -4,67 +4,17 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import kombu
 import pytest
 import redis
-from kombu.asynchronous import Hub
 
 from conductor.broker import topology
-from conductor.broker.node_transport import node_transport_name
 from conductor.broker.transport import kombu_connection
+from tests.support.consuming import RAW, consuming, put
 from tests.support.proxy import Proxy
-from tests.support.waiting import wait_until_sync
-
-HOUR = 3600
-RAW = "application/octet-stream"
-
-
-@dataclass
-class Consuming:
-    """A consumer on an event loop like a node's."""
-
-    hub: Hub
-    connection: kombu.Connection
-    messages: list[kombu.Message] = field(default_factory=list)
-    turns: int = 0
-
-    def consume(self, *queues: kombu.Queue, prefetch: int = 1, ack: bool = False) -> None:
-        """Begin to consume; with `ack` each message is acknowledged as it comes."""
-
-        def on_message(message: kombu.Message) -> None:
-            self.messages.append(message)
-            if ack:
-                message.ack()
-
-        self.connection.register_with_event_loop(self.hub)
-        consumer = self.connection.Consumer(list(queues), on_message=on_message, accept=["text/plain", RAW])
-        consumer.qos(prefetch_count=prefetch)
-        consumer.consume()
-        self._loop = self.hub.create_loop()
-
-    def turn(self) -> None:
-        """Let the loop turn once, which takes a second at most."""
-        next(self._loop)
-        self.turns += 1
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        """Turn until it is true."""
-        return wait_until_sync(lambda: condition() or self.turn(), interval=0)
-
-
-@contextmanager
-def consuming(url: str, *, restore_interval: float = HOUR) -> Iterator[Consuming]:
-    """Connect a consumer as Celery does it for a node; it is told of new tasks, it does not look for them."""
-    hub = Hub()
-    options = {"unacked_restore_interval": restore_interval, "visibility_timeout": HOUR}
-    with kombu.Connection(url, transport=node_transport_name(url), transport_options=options) as connection:
-        yield Consuming(hub, connection)
-    hub.close()
 
 
 @pytest.fixture
@@ -79,15 +29,6 @@ def queue(valkey_url: str) -> Iterator[kombu.Queue]:
     yield queue
     with kombu_connection(valkey_url) as connection:
         queue(connection.channel()).delete()
-
-
-def put(url: str, queue: kombu.Queue, *bodies: str) -> None:
-    with kombu_connection(url) as connection:
-        producer = connection.Producer()
-        for body in bodies:
-            producer.publish(
-                body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], retry=False
-            )
 
 
 def held(server: redis.Redis) -> list[Any]:

@@ -1,5 +1,6 @@
 """Our variants of kombu's Redis transports."""
 
+import asyncio
 import ssl
 import time
 import uuid
@@ -14,6 +15,7 @@ from kombu.asynchronous import Hub
 from conductor.broker import topology
 from conductor.broker.transport import kombu_connection, transport_name, transport_options
 from conductor.core.exceptions import ConfigurationError
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until_sync
 
 
@@ -131,3 +133,47 @@ def test_the_keys_of_unacknowledged_messages_are_our_own(connection: kombu.Conne
     channel = connection.channel()
     keys = (channel.unacked_key, channel.unacked_index_key, channel.unacked_mutex_key)
     assert keys == ("conductor.unacked", "conductor.unacked_index", "conductor.unacked_mutex")
+
+
+def test_a_message_that_is_got_is_noted_until_it_is_acknowledged(
+    connection: kombu.Connection, server: Any
+) -> None:
+    queue = topology.agent_queue(uuid.uuid4().hex)
+    _put(connection, queue, 2)
+    bound = queue(connection.channel())
+    message = bound.get()
+    assert message.payload == {"n": 0}
+    assert server.hexists("conductor.unacked", message.delivery_tag)
+    message.ack()
+    assert not server.hexists("conductor.unacked", message.delivery_tag)
+    unnoted = bound.get(no_ack=True)
+    assert unnoted.payload == {"n": 1}
+    assert not server.hexists("conductor.unacked", unnoted.delivery_tag)
+    assert bound.get() is None
+
+
+async def test_a_message_is_not_lost_when_who_gets_it_dies_before_it_knows_it(
+    valkey_url: str, connection: kombu.Connection, server: Any
+) -> None:
+    queue = topology.agent_queue(uuid.uuid4().hex)
+    _put(connection, queue, 1)
+
+    def get(url: str) -> None:
+        with kombu_connection(url) as doomed, pytest.raises(doomed.connection_errors):
+            queue(doomed.channel()).get()
+
+    async with Proxy(valkey_url) as proxy:
+        proxy.cut_at(b'"n\\": 0')
+        await asyncio.to_thread(get, proxy.url)
+    (tag,) = [tag for tag, text in server.hgetall("conductor.unacked").items() if queue.name in text]
+    message = queue(connection.channel()).get()
+    assert message is None
+    connection.default_channel.qos.restore_by_tag(tag)
+    assert queue(connection.channel()).get(no_ack=True).payload == {"n": 0}
+
+
+def test_what_is_no_message_can_be_got(connection: kombu.Connection, server: Any) -> None:
+    queue = topology.agent_queue(uuid.uuid4().hex)
+    server.lpush(queue.name, "rubbish")
+    message = queue(connection.channel()).get(no_ack=True, accept=["application/octet-stream"])
+    assert message.payload == b"rubbish"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import redis.asyncio as redis
 from celery.result import AsyncResult
 
 from conductor.client import Conductor
+from conductor.core.config import BusConfig
 from conductor.core.enums import AgentStatus, AgentType, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError
 from conductor.core.models import TaskDefinition
 from tests.broker.nodes.conftest import task
 from tests.support.agents import notes
 from tests.support.nodes import AgentNode, Farm
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 
@@ -257,6 +260,32 @@ async def test_a_waiting_task_is_cancelled_and_never_runs(
     await last.result(20)
     assert [note["task"] for note in notes(log)] == [last.task_id]
     assert not await waiting.cancel()
+
+
+async def test_a_task_whose_dispatching_is_cancelled_is_cancelled(conductor: Conductor, farm: Farm) -> None:
+    order = task()
+    async with Proxy(farm.addresses.broker_url) as proxy:
+        limits = {"publish_timeout": 1, "connect_timeout": 1}
+        config = farm.config.model_copy(update={"broker_url": proxy.url, "bus": BusConfig(**limits)})
+        async with Conductor(config) as cut_off:
+            proxy.fall_silent()
+            dispatching = asyncio.ensure_future(cut_off.dispatch(order, "nobody"))
+            await wait_until(partial(_is_known, conductor, order.task_id))
+            dispatching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await dispatching
+            # It may be on its way, to be refused by whichever node gets it.
+            result = await (await conductor.handle(order.task_id)).result(5)
+            assert result.status is TaskStatus.SKIPPED
+            await proxy.stop()
+
+
+async def _is_known(conductor: Conductor, task_id: str) -> bool:
+    try:
+        await conductor.handle(task_id)
+    except AgentError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("do", ["sleep", "block"])
