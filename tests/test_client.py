@@ -154,21 +154,39 @@ async def test_a_broker_that_falls_silent_holds_nobody_up(
                 assert caught.value.error_code == "BROKER_UNAVAILABLE"
 
 
-async def test_a_result_is_not_missed_when_the_connection_for_results_is_cut(
+async def test_a_result_is_not_missed_that_was_written_while_the_connection_was_cut(
     valkey_url: str, tmp_path: Path
 ) -> None:
-    async with Conductor(config(tmp_path, broker_url=valkey_url)) as ours:
-        handle = await ours.dispatch(some_task(), "nobody-at-all")
-        waiting = asyncio.ensure_future(handle.result(20))
-        client = redis.Redis.from_url(valkey_url)
-        for one in await client.client_list(_type="pubsub"):
-            if int(one["sub"]):
-                await client.client_kill_filter(_id=one["id"])
-        # Written while nobody listens, perhaps, and not announced again.
-        await client.set(f"celery-task-meta-{handle.task_id}", _record(handle.task_id))
-        result = await waiting
-        assert result.error_message == "ValueError: it is over"
-        await client.aclose()
+    async with Proxy(valkey_url) as proxy:
+        settings = config(tmp_path, broker_url=valkey_url, redis={"url": proxy.url})
+        async with Conductor(settings) as ours, redis.Redis.from_url(valkey_url) as client:
+            handle = await ours.dispatch(some_task(), "nobody-at-all")
+            waiting = asyncio.ensure_future(handle.result(20))
+            await proxy.stop()
+            await client.set(f"celery-task-meta-{handle.task_id}", _record(handle.task_id))
+            await proxy.start()
+            assert (await waiting).error_message == "ValueError: it is over"
+
+
+async def test_a_result_is_not_missed_that_is_written_while_the_connection_is_made_again(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    async with Proxy(valkey_url) as proxy:
+        settings = config(tmp_path, broker_url=valkey_url, redis={"url": proxy.url})
+        async with Conductor(settings) as ours, redis.Redis.from_url(valkey_url) as client:
+            handle = await ours.dispatch(some_task(), "nobody-at-all")
+            waiting = asyncio.ensure_future(handle.result(20))
+            await proxy.stop()
+            proxy.hold(b"SUBSCRIBE")
+            await proxy.start()
+            await proxy.holds.wait()
+            # Long enough for what is read before the subscription is there.
+            assert await ours.state.list_agent_states() == []
+            key, record = f"celery-task-meta-{handle.task_id}", _record(handle.task_id)
+            await client.set(key, record)
+            await client.publish(key, record)
+            proxy.release()
+            assert (await waiting).error_message == "ValueError: it is over"
 
 
 async def test_what_waits_for_a_result_ends_when_the_conductor_does(valkey_url: str, tmp_path: Path) -> None:

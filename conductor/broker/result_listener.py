@@ -49,6 +49,8 @@ class ResultListener:
         self._wire: Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
+        self._unconfirmed: set[str] = set()
+        self._confirmed = asyncio.Event()
         self._heard = False
         self._unsent: list[tuple[str, str]] = []
 
@@ -116,9 +118,17 @@ class ResultListener:
 
     async def _connect(self) -> None:
         self._lost.clear()
-        self._wire = await self._link.dedicated(self._on_push, self._lost.set)
+        self._confirmed.clear()
+        self._wire = await self._link.dedicated(self._on_push, self._on_loss)
+        self._unconfirmed = set(self._tasks)
         if self._tasks:
             self._wire.post(["SUBSCRIBE", *self._tasks])
+        else:
+            self._confirmed.set()
+
+    def _on_loss(self) -> None:
+        self._lost.set()
+        self._confirmed.set()
 
     async def _keep(self) -> None:
         """Keep the connection, and read what was missed while it was away."""
@@ -134,11 +144,22 @@ class ResultListener:
             while self._lost.is_set():
                 try:
                     await self._connect()
-                    await self._read(self._tasks)
+                    await self._catch_up()
                 except StateError as error:
                     logger.info("Still no connection for results: %s", error)
                     self._lost.set()
                     await asyncio.sleep(PAUSE)
+
+    async def _catch_up(self) -> None:
+        """Read what was written up to the moment from which the subscriptions tell it."""
+        try:
+            async with asyncio.timeout(SILENCE):
+                await self._confirmed.wait()
+        except TimeoutError:
+            if self._wire is not None:
+                self._wire.abort("the subscription to results was silent")
+        if not self._lost.is_set():
+            await self._read(self._tasks)
 
     async def _test(self) -> None:
         """End a connection that is dead without a word."""
@@ -165,8 +186,12 @@ class ResultListener:
         kind, key = reply[0], reply[1].decode()
         if kind == b"message":
             self._on_record(key, reply[2])
-        elif kind == b"subscribe" and key in self._tasks:
-            self._tasks[key].subscribed.set()
+        elif kind == b"subscribe":
+            if key in self._tasks:
+                self._tasks[key].subscribed.set()
+            self._unconfirmed.discard(key)
+            if not self._unconfirmed:
+                self._confirmed.set()
 
     def _on_record(self, key: str, raw: bytes) -> None:
         task = self._tasks.get(key)

@@ -7,13 +7,13 @@ import redis
 from tests.support import rabbitmq
 
 
-def connection_count(url: str) -> int:
-    """How many connections there are, without the one that counts."""
+def connections(url: str) -> set[str]:
+    """What the broker calls the connections that there are, without the one that asks."""
     if url.startswith("redis"):
         with redis.Redis.from_url(url) as client:
-            own = client.client_id()
-            return sum(int(known["id"]) != own for known in client.client_list())
-    return rabbitmq.connection_count(url)
+            own = str(client.client_id())
+            return {known["id"] for known in client.client_list()} - {own}
+    return rabbitmq.connections(url)
 
 
 def traces(url: str) -> set[str]:

@@ -19,6 +19,9 @@ class Proxy:
         self._forwards = asyncio.Event()
         self._forwards.set()
         self._last_words: bytes | None = None
+        self._held_words: bytes | None = None
+        self.holds = asyncio.Event()
+        self._released = asyncio.Event()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port: int = probe.getsockname()[1]
         host = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -52,6 +55,15 @@ class Proxy:
         """Cut all connections, and refuse new ones, when the server sends `words`: nobody gets them."""
         self._last_words = words
 
+    def hold(self, words: bytes) -> None:
+        """Keep back what a client sends with `words` in it until `release`; `holds` tells that it did."""
+        self._held_words = words
+
+    def release(self) -> None:
+        """Forward what is held, and hold no more."""
+        self._held_words = None
+        self._released.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
@@ -79,6 +91,9 @@ class Proxy:
                     await self.stop()
                     return
                 await self._forwards.wait()
+                if self._held_words is not None and self._held_words in data:
+                    self.holds.set()
+                    await self._released.wait()
                 writer.write(data)
                 await writer.drain()
         writer.close()

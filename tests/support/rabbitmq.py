@@ -51,10 +51,14 @@ def virtual_host() -> Iterator[str]:
         _ctl("delete_vhost", name)
 
 
-def connection_count(url: str) -> int:
-    """How many connections the virtual host in url has."""
+def connections(url: str) -> set[str]:
+    """The processes that serve the connections to the virtual host in url."""
     vhost = url.rsplit("/", 1)[1]
-    return _ctl("--no-table-headers", "list_connections", "vhost").split().count(vhost)
+    rows = [
+        line.split("\t")
+        for line in _ctl("--no-table-headers", "list_connections", "pid", "vhost").splitlines()
+    ]
+    return {pid for pid, its_vhost in rows if its_vhost == vhost}
 
 
 def list_objects(kind: str, url: str, *columns: str) -> list[list[str]]:
