@@ -14,8 +14,9 @@ from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
 from conductor.broker.kombu_bus import configured_bus
 from conductor.broker.results import cancelled
+from conductor.broker.task_handle import TaskHandle
 from conductor.core.config import ConductorConfig, load_config
-from conductor.core.enums import AgentStatus, TaskStatus
+from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
 from conductor.core.fields import utc_now
 from conductor.orchestration.policy_factory import build_policy_engine
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from conductor.orchestration.policy_engine import PolicyEngine
     from conductor.orchestration.state_manager import StateManager
 
+__all__ = ["Conductor", "TaskHandle"]
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -44,57 +47,6 @@ HEARTBEAT_SLACK = 5.0
 
 #: Seconds that a task may wait for an agent at most: a year.
 MAX_EXPIRY = 366 * 86400
-
-_STATUS = {states.PENDING: TaskStatus.PENDING, states.RETRY: TaskStatus.PENDING}
-
-
-class TaskHandle:
-    """A dispatched task; belongs to the event loop of its Conductor."""
-
-    def __init__(self, conductor: Conductor, followed: FollowedTask, run: str) -> None:
-        self._conductor = conductor
-        self._followed = followed
-        self._run = run
-
-    def __repr__(self) -> str:
-        return f"<TaskHandle {self.task_id} {self.status().value}>"
-
-    @property
-    def task_id(self) -> str:
-        """The id of the task."""
-        return self._followed.task_id
-
-    def status(self) -> TaskStatus:
-        """Tell what is known now: nodes announce every change."""
-        ended = self._followed.ended
-        if ended.done() and not ended.cancelled() and ended.exception() is None:
-            return ended.result().status
-        return _STATUS.get(self._followed.state, TaskStatus.IN_PROGRESS)
-
-    async def result(self, timeout: float | None = None) -> TaskResult:
-        """Wait for the result, of whatever status; a cancelled task is SKIPPED.
-
-        After `timeout` seconds: ConductorError, code TASK_TIMEOUT. The task goes on, and may be waited for
-        again.
-        """
-        ended = self._followed.ended
-        await asyncio.wait({ended}, timeout=timeout)
-        if ended.done():
-            return ended.result()
-        raise ConductorError(
-            f"Task {self.task_id} has not ended within {timeout:g} s: it is {self.status().value} and goes "
-            "on.",
-            "TASK_TIMEOUT",
-            {"task_id": self.task_id, "timeout_seconds": timeout, "status": self.status().value},
-        )
-
-    async def cancel(self) -> bool:
-        """Cancel the task, also while it runs; False if it has ended before.
-
-        Returns when it is asked for: the result tells when it is done, or that the task was quicker.
-        MessageBusError, code BROKER_UNAVAILABLE: a node that runs the task could not be told.
-        """
-        return await self._conductor.cancel_task(self.task_id, self._run)
 
 
 class Conductor:
@@ -206,18 +158,17 @@ class Conductor:
             )
         parts = self._open("dispatch a task")
         if parts.admission is None:
-            return TaskHandle(self, *await parts.dispatcher.dispatch(task, agent_id, expires=expires))
+            return self._handle(await parts.dispatcher.dispatch(task, agent_id, expires=expires))
         async with parts.admission.admitted(task, agent_id, wait) as run:
             sent = await parts.dispatcher.dispatch(task, agent_id, expires=expires, run=run)
-        return TaskHandle(self, *sent)
+        return self._handle(sent)
 
     async def handle(self, task_id: str) -> TaskHandle:
         """Get hold of a task that was dispatched before, also by another process.
 
         Raises AgentError, code TASK_NOT_FOUND, when nothing is known of it.
         """
-        followed, run = await self._open("look for a task").dispatcher.attach(task_id)
-        return TaskHandle(self, followed, run)
+        return self._handle(await self._open("look for a task").dispatcher.attach(task_id))
 
     async def cancel_task(self, task_id: str, run: str = "") -> bool:
         """Cancel a task, or only the given run of it; False if it has ended or is unknown."""
@@ -252,7 +203,7 @@ class Conductor:
         """
         picked_up = await _finished(self._open("resume a task").dispatcher.pick_up(task))
         if picked_up is not None:
-            return await self._follow(TaskHandle(self, *picked_up), task, agent_timeout)
+            return await self._follow(self._handle(picked_up), task, agent_timeout)
         if task.assigned_to is not None:
             await self._require_agent(task, agent_timeout)
         return await self._follow(await self._dispatch_whole(task), task, agent_timeout)
@@ -261,7 +212,7 @@ class Conductor:
         """Send a task, waiting for policies as long as it may run; cancelled, send all of it or nothing."""
         parts = self._open("resume a task")
         if parts.admission is None:
-            return TaskHandle(self, *await _finished(parts.dispatcher.dispatch(task, None)))
+            return self._handle(await _finished(parts.dispatcher.dispatch(task, None)))
         cancelled: asyncio.CancelledError | None = None
         async with parts.admission.admitted(task, None, task.timeout_seconds) as run:
             try:
@@ -270,7 +221,7 @@ class Conductor:
                 cancelled = error  # It was sent, so that its reservation has to hold.
         if cancelled is not None:
             raise cancelled
-        return TaskHandle(self, *sent)
+        return self._handle(sent)
 
     async def revoke_task(self, task: TaskDefinition) -> TaskResult | None:
         """Cancel what its workflow dispatched of `task`; its result if it had ended before."""
@@ -325,6 +276,9 @@ class Conductor:
                     "NO_AVAILABLE_AGENT",
                 )
             await asyncio.sleep(0.2)
+
+    def _handle(self, sent: tuple[FollowedTask, str]) -> TaskHandle:
+        return TaskHandle(*sent, self.cancel_task)
 
     def _open(self, wish: str) -> _Parts:
         if self._parts is None:

@@ -1,0 +1,70 @@
+"""What a program holds of a task that it dispatched."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from celery import states
+
+from conductor.core.enums import TaskStatus
+from conductor.core.exceptions import ConductorError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from conductor.broker.result_listener import FollowedTask
+    from conductor.core.models import TaskResult
+
+_STATUS = {states.PENDING: TaskStatus.PENDING, states.RETRY: TaskStatus.PENDING}
+
+
+class TaskHandle:
+    """A dispatched task; belongs to the event loop of its Conductor."""
+
+    def __init__(
+        self, followed: FollowedTask, run: str, cancel: Callable[[str, str], Awaitable[bool]]
+    ) -> None:
+        self._followed = followed
+        self._run = run
+        self._cancel = cancel
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.task_id} {self.status().value}>"
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task."""
+        return self._followed.task_id
+
+    def status(self) -> TaskStatus:
+        """Tell what is known now: nodes announce every change."""
+        ended = self._followed.ended
+        if ended.done() and not ended.cancelled() and ended.exception() is None:
+            return ended.result().status
+        return _STATUS.get(self._followed.state, TaskStatus.IN_PROGRESS)
+
+    async def result(self, timeout: float | None = None) -> TaskResult:
+        """Wait for the result, of whatever status; a cancelled task is SKIPPED.
+
+        After `timeout` seconds: ConductorError, code TASK_TIMEOUT. The task goes on, and may be waited for
+        again.
+        """
+        ended = self._followed.ended
+        await asyncio.wait({ended}, timeout=timeout)
+        if ended.done():
+            return ended.result()
+        raise ConductorError(
+            f"Task {self.task_id} has not ended within {timeout:g} s: it is {self.status().value} and goes "
+            "on.",
+            "TASK_TIMEOUT",
+            {"task_id": self.task_id, "timeout_seconds": timeout, "status": self.status().value},
+        )
+
+    async def cancel(self) -> bool:
+        """Cancel the task, also while it runs; False if it has ended before.
+
+        Returns when it is asked for: the result tells when it is done, or that the task was quicker.
+        MessageBusError, code BROKER_UNAVAILABLE: a node that runs the task could not be told.
+        """
+        return await self._cancel(self.task_id, self._run)
