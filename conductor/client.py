@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from celery import states
@@ -11,7 +12,7 @@ from celery import states
 from conductor.broker.addresses import Addresses, find_addresses
 from conductor.broker.admission import Admission
 from conductor.broker.dead_letter_queue import DeadLetterQueue
-from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher
+from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher, is_run_for
 from conductor.broker.kombu_bus import configured_bus
 from conductor.broker.results import cancelled
 from conductor.broker.task_handle import TaskHandle
@@ -147,7 +148,8 @@ class Conductor:
 
         Returns when the broker has it. A task id may be used again when its earlier run has ended. A task
         that no agent has begun `expires` seconds later fails, and is a dead letter. One that the policies
-        deny waits up to `wait` seconds for them to allow it. Where this coroutine is cancelled the task is.
+        deny waits up to `wait` seconds for them to allow it, unless they say that waiting does not help; with
+        `math.inf` as long as they say that it does. Where this coroutine is cancelled the task is.
         Raises PolicyViolationError, code POLICY_VIOLATION; AgentError, code NO_AGENT_TYPE (neither agent nor
         type) or TASK_ALREADY_DISPATCHED (an earlier run has not ended); ConfigurationError for a bad
         `expires`; and MessageBusError, code BROKER_UNAVAILABLE.
@@ -209,12 +211,12 @@ class Conductor:
         return await self._follow(await self._dispatch_whole(task), task, agent_timeout)
 
     async def _dispatch_whole(self, task: TaskDefinition) -> TaskHandle:
-        """Send a task, waiting for policies as long as it may run; cancelled, send all of it or nothing."""
+        """Send a task, waiting for policies as long as that helps; cancelled, send all of it or nothing."""
         parts = self._open("resume a task")
         if parts.admission is None:
             return self._handle(await _finished(parts.dispatcher.dispatch(task, None)))
         cancelled: asyncio.CancelledError | None = None
-        async with parts.admission.admitted(task, None, task.timeout_seconds) as run:
+        async with parts.admission.admitted(task, None, math.inf) as run:
             try:
                 sent = await _finished(parts.dispatcher.dispatch(task, None, run=run))
             except asyncio.CancelledError as error:
@@ -229,7 +231,7 @@ class Conductor:
             followed, run = await self._open("revoke a task").dispatcher.attach(task.task_id)
         except AgentError:
             return None
-        if not run.startswith(f"{task.metadata.get('workflow_id')}:"):
+        if not is_run_for(run, task):
             return None
         if not followed.ended.done():
             await self.cancel_task(task.task_id, run)

@@ -224,7 +224,9 @@ class BaseAgent(ABC):
             "completed_at": utc_now(),
             "duration_seconds": time.monotonic() - started,
         }
-        return result.model_copy(update=timing)
+        # So that nobody takes it for the result of another workflow's task of this id.
+        workflow = {key: value for key, value in task.metadata.items() if key == "workflow_id"}
+        return result.model_copy(update=timing | {"metadata": result.metadata | workflow})
 
     def _failure(self, task: TaskDefinition, error: Exception | SystemExit) -> TaskResult:
         text = f"SystemExit: {error}" if isinstance(error, SystemExit) else str(error) or type(error).__name__

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from conductor.broker.records import KEY_PREFIX
-from conductor.core.exceptions import ConfigurationError, PolicyViolationError
+from conductor.core.exceptions import PolicyViolationError
+from conductor.orchestration.waiting import WaitingLines
 from conductor.store.redis_quotas import LEASE_SECONDS, RedisQuotaStore
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from conductor.orchestration.policy_engine import PolicyEngine, Reservation
     from conductor.store.redis_state import RedisStateManager
 
-#: Seconds, at least and at most, after which denied tasks that wait are tried again.
-PAUSE = (0.05, 0.25)
-#: Seconds between two attempts where a policy says when to try again, at least.
-SHORTEST = 0.001
 #: A dispatch waits for Redis once and for the broker twice, each time `bus.publish_timeout` at most.
 DISPATCH_WAITS = 3
 
@@ -32,8 +28,7 @@ DISPATCH_WAITS = 3
 class Admission:
     """Lets tasks of one event loop through to the nodes when the policies do.
 
-    Tasks that wait, and are for the same agents and of the same workflow, go in the order in which they came;
-    the first of them asks for all.
+    Tasks that wait, and are for the same agents and of the same workflow, go in the order in which they came.
     """
 
     def __init__(
@@ -48,7 +43,7 @@ class Admission:
         self._state = state
         self._living_agents = living_agents
         self._confirming: set[asyncio.Task[None]] = set()
-        self._queues: WeakValueDictionary[tuple[str | None, ...], asyncio.Lock] = WeakValueDictionary()
+        self._lines = WaitingLines()
         engine.attach(
             RedisQuotaStore(
                 state.link,
@@ -69,12 +64,10 @@ class Admission:
     ) -> AsyncIterator[str]:
         """Reserve for a task, and give the id of the run in which it has to be sent within the context.
 
-        What leaves the context as an exception means that it was not sent. Raises PolicyViolationError, after
-        `wait` seconds of asking.
+        What leaves the context as an exception means that it was not sent. See `WaitingLines.pass_through`
+        for `wait`, and for what is raised.
         """
-        if wait is not None and not wait >= 0:
-            raise ConfigurationError(f"wait must be 0 or more seconds, not {wait!r}.")
-        reservation = await self._reserve(task, agent_id, wait or 0.0)
+        reservation = await self._reserve(task, agent_id, wait)
         try:
             yield reservation.id
         except BaseException:
@@ -85,38 +78,14 @@ class Admission:
         self._confirming.add(confirming)
         confirming.add_done_callback(self._confirming.discard)
 
-    async def _reserve(self, task: TaskDefinition, agent_id: str | None, wait: float) -> Reservation:
+    async def _reserve(self, task: TaskDefinition, agent_id: str | None, wait: float | None) -> Reservation:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        line = (task.assigned_to, agent_id, task.metadata.get("workflow_id"))
         try:
-            if not wait:
-                return await self._ask(task, agent_id)
-            return await self._in_turn(task, agent_id, began + wait)
+            return await self._lines.pass_through(repr(line), partial(self._ask, task, agent_id), wait)
         except PolicyViolationError as denial:
             raise _refusal(task, denial, loop.time() - began if wait else None) from denial
-
-    async def _in_turn(self, task: TaskDefinition, agent_id: str | None, deadline: float) -> Reservation:
-        loop = asyncio.get_running_loop()
-        whose = (task.assigned_to, agent_id, str(task.metadata.get("workflow_id")))
-        queue = self._queues.setdefault(whose, asyncio.Lock())
-        try:
-            async with asyncio.timeout_at(deadline):
-                await queue.acquire()
-        except TimeoutError:
-            # To have it denied for its own reason; the ones before it were denied for theirs.
-            return await self._ask(task, agent_id)
-        try:
-            while True:
-                try:
-                    return await self._ask(task, agent_id)
-                except PolicyViolationError as denial:
-                    left = deadline - loop.time()
-                    if left <= 0:
-                        raise
-                    pause = _pause(denial)
-                await asyncio.sleep(min(pause, left))
-        finally:
-            queue.release()
 
     async def _ask(self, task: TaskDefinition, agent_id: str | None) -> Reservation:
         context: dict[str, Any] = {"task": task}
@@ -126,14 +95,6 @@ class Admission:
         if "agent_state" in needs and agent_id is not None:
             context["agent_state"] = await self._state.get_agent_state(agent_id)
         return await self._engine.reserve(context)
-
-
-def _pause(denial: PolicyViolationError) -> float:
-    metadata = denial.details.get("metadata")
-    known = metadata.get("retry_after") if isinstance(metadata, dict) else None
-    if isinstance(known, (int, float)) and not isinstance(known, bool) and known >= 0:
-        return max(float(known), SHORTEST)
-    return random.uniform(*PAUSE)  # noqa: S311 - no secret
 
 
 def _refusal(

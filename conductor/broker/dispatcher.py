@@ -7,6 +7,7 @@ import contextlib
 import json
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from celery import states
 from kombu.exceptions import OperationalError
@@ -110,7 +111,7 @@ class Dispatcher:
         """
         raw = await self._link.run(["GET", record_key(task.task_id)])
         run = "" if raw is None else _run_in(raw)
-        if not run or not run.startswith(_run_prefix(task)):
+        if not is_run_for(run, task):
             return None
         followed = await self._listener.attach(task.task_id)
         # Its last part is the id under which policies know it.
@@ -235,10 +236,15 @@ class Dispatcher:
         )
 
 
+def is_run_for(run: str, task: TaskDefinition) -> bool:
+    """Tell whether the workflow of `task` made a run, not somebody else who uses the same task id."""
+    prefix = _run_prefix(task)
+    return bool(prefix) and run.startswith(prefix)
+
+
 def _run_prefix(task: TaskDefinition) -> str:
-    """Give what tells the runs of a workflow's task from those that others made of the same id."""
     workflow_id = task.metadata.get("workflow_id")
-    return f"{workflow_id}:" if isinstance(workflow_id, str) else ""
+    return f"{quote(workflow_id, safe='')}:" if isinstance(workflow_id, str) else ""
 
 
 def _run_in(raw: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from conductor.core.enums import AgentStatus, TaskStatus
@@ -12,6 +13,7 @@ from conductor.core.fields import utc_now
 from conductor.core.models import TaskResult
 from conductor.orchestration.error_handler import ErrorAction, ErrorHandler
 from conductor.orchestration.policy_engine import Reservation
+from conductor.orchestration.waiting import WaitingLines
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
@@ -52,6 +54,7 @@ class AgentCoordinator:
         self._agents: dict[str, BaseAgent] = {}
         self._reserved: set[str] = set()
         self._choosing = asyncio.Lock()
+        self._lines = WaitingLines()
         self._connected_here: list[MessageBus | StateManager] = []
         self._started = False
 
@@ -145,13 +148,15 @@ class AgentCoordinator:
         """Give all agents, in the order of their registration."""
         return list(self._agents.values())
 
-    async def dispatch_task(self, task: TaskDefinition) -> TaskResult:
+    async def dispatch_task(self, task: TaskDefinition, *, wait: float | None = None) -> TaskResult:
         """Have an available agent of the type do `task`; save the result and the agent's state.
 
-        Raises AgentError with NO_AGENT_TYPE, NO_AVAILABLE_AGENT or POLICY_VIOLATION before the task is run,
-        and what `BaseAgent.execute_task` raises.
+        A task that the policies deny waits up to `wait` seconds for them to allow it, unless they say that
+        waiting does not help; with `math.inf` as long as they say that it does. Raises AgentError with
+        NO_AGENT_TYPE, NO_AVAILABLE_AGENT or POLICY_VIOLATION before the task is run, and what
+        `BaseAgent.execute_task` raises.
         """
-        agent, reservation = await self._reserve(task)
+        agent, reservation = await self._admit(task, wait)
         try:
             await reservation.confirm()
             attempt = 0
@@ -163,6 +168,20 @@ class AgentCoordinator:
                 await asyncio.shield(reservation.release())
             finally:
                 self._reserved.discard(agent.agent_id)
+
+    async def _admit(self, task: TaskDefinition, wait: float | None) -> tuple[BaseAgent, Reservation]:
+        line = repr((task.assigned_to, task.metadata.get("workflow_id")))
+        try:
+            return await self._lines.pass_through(line, partial(self._reserve, task), wait)
+        except PolicyViolationError as error:
+            details = {"policy_name": error.policy_name, "violation_details": error.violation_details}
+            raise AgentError(
+                f"Task {task.name!r} ({task.task_id}) is not dispatched. {error.message}",
+                error.details.get("agent_id", NOBODY),
+                task.task_id,
+                "POLICY_VIOLATION",
+                details,
+            ) from error
 
     async def _reserve(self, task: TaskDefinition) -> tuple[BaseAgent, Reservation]:
         """Choose the agent with the fewest tasks behind it; nobody else gets it until it was run."""
@@ -193,14 +212,8 @@ class AgentCoordinator:
         try:
             return await self.policy_engine.reserve(context)
         except PolicyViolationError as error:
-            details = {"policy_name": error.policy_name, "violation_details": error.violation_details}
-            raise AgentError(
-                f"Task {task.name!r} ({task.task_id}) is not dispatched. {error.message}",
-                agent.agent_id,
-                task.task_id,
-                "POLICY_VIOLATION",
-                details,
-            ) from error
+            error.details["agent_id"] = agent.agent_id
+            raise
 
     async def _try(self, agent: BaseAgent, task: TaskDefinition, attempt: int) -> TaskResult | None:
         """Run the task once; None when it is to be run again, after the wait before that."""
@@ -261,6 +274,7 @@ async def _in_time(agent: BaseAgent, task: TaskDefinition) -> TaskResult:
     if task.task_id not in agent.state.failed_tasks:
         agent.state.failed_tasks.append(task.task_id)
     completed_at = utc_now()
+    workflow = {key: value for key, value in task.metadata.items() if key == "workflow_id"}
     return TaskResult(
         task_id=task.task_id,
         agent_id=agent.agent_id,
@@ -269,7 +283,7 @@ async def _in_time(agent: BaseAgent, task: TaskDefinition) -> TaskResult:
         started_at=started_at,
         completed_at=completed_at,
         duration_seconds=(completed_at - started_at).total_seconds(),
-        metadata={"error": {"error_type": "TimeoutError", "error_code": "TASK_TIMED_OUT"}},
+        metadata={"error": {"error_type": "TimeoutError", "error_code": "TASK_TIMED_OUT"}} | workflow,
     )
 
 

@@ -52,8 +52,8 @@ class Policy(ABC):
     async def reserve(self, context: Mapping[str, Any]) -> PolicyResult:
         """Decide, and take what the task takes, in one atomic step; by default it takes nothing.
 
-        Of a denial nothing may be left. `metadata["retry_after"]` of a denial says after how many seconds
-        asking again makes sense, for those who wait.
+        Of a denial nothing may be left. In its metadata, for those who wait, `waiting_helps` says whether it
+        may pass without anybody's doing, and `retry_after` after how many seconds asking again makes sense.
         """
         return await self.evaluate(context)
 
@@ -106,7 +106,8 @@ class MaxConcurrentTasksPolicy(Policy):
         every = states.values() if isinstance(states, Mapping) else states
         running = sum(state.status is AgentStatus.RUNNING for state in every)
         if running >= self.max_tasks:
-            return self._deny(f"{running} tasks are running, at most {self.max_tasks} may.", running=running)
+            reason = f"{running} tasks are running, at most {self.max_tasks} may."
+            return self._deny(reason, running=running, waiting_helps=True)
         return self._allow(running=running)
 
 
@@ -140,6 +141,7 @@ class TaskTimeoutPolicy(Policy):
             f"The time limit of task {task.task_id} is {timeout} s; "
             f"it must be more than 0 s and less than {MAX_TIMEOUT_SECONDS} s.",
             timeout_seconds=timeout,
+            waiting_helps=False,
         )
 
 
@@ -198,5 +200,6 @@ class AgentAvailabilityPolicy(Policy):
         """See `Policy.evaluate`; reads agent_state."""
         state = context.get("agent_state")
         if state is not None and state.status in (AgentStatus.RUNNING, AgentStatus.FAILED):
-            return self._deny(f"Agent {state.agent_id} is {state.status}.", status=state.status.value)
+            facts = {"status": state.status.value, "waiting_helps": state.status is AgentStatus.RUNNING}
+            return self._deny(f"Agent {state.agent_id} is {state.status}.", **facts)
         return self._allow()

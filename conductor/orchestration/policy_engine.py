@@ -41,6 +41,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+#: What a context may hold.
+_KEYS = frozenset({"agent_states", "agent_state", "task", "workflow_state"})
+
 
 class Reservation:
     """What policies let one dispatch of a task take; `confirm` it once the task was sent, or `release` it.
@@ -164,26 +167,38 @@ class PolicyEngine:
 
     async def _evaluate(self, policy: Policy, context: Mapping[str, Any]) -> PolicyResult:
         try:
-            return await policy.evaluate(context)
+            return _decision(await policy.evaluate(context))
         except Exception as error:  # noqa: BLE001 - it is logged as a denial
-            return self._raised(policy, error)
+            return self._raised(policy, error, context)
 
     async def _reserve(self, policy: Policy, context: Mapping[str, Any], asked: list[Policy]) -> None:
         """Have one policy reserve, and note it first: one that raises or is cancelled may have reserved."""
         asked.append(policy)
         try:
-            result = await policy.reserve(context)
+            result = _decision(await policy.reserve(context))
         except Exception as error:
-            raise _violation(self._raised(policy, error)) from error
+            result = self._raised(policy, error, context)
+            if result.allowed:
+                return
+            raise _violation(result) from error
         if not result.allowed:
             asked.pop()
             raise _violation(result)
 
-    def _raised(self, policy: Policy, error: Exception) -> PolicyResult:
+    def _raised(self, policy: Policy, error: Exception, context: Mapping[str, Any]) -> PolicyResult:
+        if isinstance(error, KeyError) and error.args[:1] and error.args[0] in _KEYS - context.keys():
+            # It is about something else, and did not look whether that is there.
+            return PolicyResult(allowed=True, policy_name=policy.name)
         self._failures[policy.name] += 1
         logger.error("policy %s raised, which counts as a denial", policy.name, exc_info=error)
         reason = f"it raised {type(error).__name__}: {error}"
         return PolicyResult(allowed=False, policy_name=policy.name, reason=reason)
+
+
+def _decision(given: object) -> PolicyResult:
+    if isinstance(given, PolicyResult):
+        return given
+    raise TypeError(f"a policy decides with a PolicyResult, not with {given!r:.80}")
 
 
 def _violation(result: PolicyResult) -> PolicyViolationError:

@@ -49,12 +49,14 @@ class Claim:
 class Answer:
     """Whether a claim is granted, and how much is taken without it.
 
-    `retry_after` are the seconds after which it would be granted if nobody else came, where that is known.
+    `retry_after` are the seconds after which it would be granted if nobody else came, where that is known. A
+    `final` denial stands whatever ends meanwhile.
     """
 
     granted: bool
     used: float
     retry_after: float | None = None
+    final: bool = False
 
 
 class QuotaStore(ABC):
@@ -132,7 +134,8 @@ class InMemoryQuotaStore(QuotaStore):
         used = taken.spent + sum(one.amount for one in (*taken.reserved, *taken.held) if one != claim)
         if claim in taken.reserved or used + claim.amount <= quota.ceiling:
             return Answer(granted=True, used=used)
-        return Answer(granted=False, used=used, retry_after=_retry_after(quota, taken))
+        final = taken.spent + claim.amount > quota.ceiling and quota.lasts is Lasts.EVER
+        return Answer(granted=False, used=used, retry_after=_retry_after(quota, taken), final=final)
 
 
 def _retry_after(quota: Quota, taken: _Taken) -> float | None:

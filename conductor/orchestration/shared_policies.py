@@ -70,12 +70,12 @@ class SharedPolicy(Policy):
             return demand
         quota, claim = demand
         answer = await ask(quota, claim)
-        facts = {"used": answer.used, "limit": quota.limit}
+        facts: dict[str, float] = {"used": answer.used, "limit": quota.limit}
         if answer.granted:
             return self._allow(**facts)
         if answer.retry_after is not None:
             facts["retry_after"] = answer.retry_after
-        return self._deny(self._reason(quota, claim, answer), **facts)
+        return self._deny(self._reason(quota, claim, answer), **facts, waiting_helps=not answer.final)
 
 
 class AgentTypeConcurrencyPolicy(SharedPolicy):
@@ -201,6 +201,7 @@ class BudgetPolicy(SharedPolicy):
                 f"The {self.cost_key!r} in the metadata of task {task.task_id} is {given!r}; it must be a "
                 "number of 0 or more.",
                 cost=repr(given),
+                waiting_helps=False,
             )
         workflow_id = task.metadata.get("workflow_id")
         if workflow_id is None or not cost:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import AgentError
+from conductor.orchestration.agent_coordinator import AgentCoordinator
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -52,7 +54,7 @@ class Dispatch:
             found = await self._state_manager.get_task_result(task.task_id)
             # With nodes, what else than COMPLETED is final is in their records.
             final = found is not None and (not durable or found.status is TaskStatus.COMPLETED)
-            if found is not None and final and found.started_at >= dispatched_since:
+            if found is not None and final and found.started_at >= dispatched_since and _is_of(found, task):
                 return found
         if isinstance(self._coordinator, DurableDispatcher):
             return await self._coordinator.resume_task(task)
@@ -72,6 +74,8 @@ class Dispatch:
             self._active[kind] += 1
             refusal: AgentError | None = None
             try:
+                if isinstance(self._coordinator, AgentCoordinator):
+                    return await self._coordinator.dispatch_task(task, wait=math.inf)
                 return await self._coordinator.dispatch_task(task)
             except AgentError as error:
                 if error.error_code != "NO_AVAILABLE_AGENT":
@@ -86,3 +90,8 @@ class Dispatch:
                 if not self._active[kind]:
                     raise refusal
                 await self._changed.wait()
+
+
+def _is_of(result: TaskResult, task: TaskDefinition) -> bool:
+    """Tell whether a result is of the same workflow: others may have tasks of the same id."""
+    return result.metadata.get("workflow_id") == task.metadata.get("workflow_id")

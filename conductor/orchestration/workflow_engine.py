@@ -12,8 +12,9 @@ from conductor.core.enums import TaskStatus, WorkflowPhase
 from conductor.core.exceptions import ConfigurationError, StateError, WorkflowError
 from conductor.core.state import WorkflowState
 from conductor.orchestration.message_bus import MessageBus
+from conductor.orchestration.policy_engine import PolicyEngine
 from conductor.orchestration.workflow_dispatch import Dispatch, TaskDispatcher
-from conductor.orchestration.workflow_events import Announcer, WorkflowEvent
+from conductor.orchestration.workflow_events import Announcer, WorkflowEvent, unannounced
 from conductor.orchestration.workflow_feedback import begin_round, loops_used_up
 from conductor.orchestration.workflow_lease import PAUSE, WorkflowLease
 from conductor.orchestration.workflow_ledger import UNASSIGNED, Ledger
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from conductor.core.messages import FeedbackPayload
     from conductor.core.models import WorkflowDefinition
-    from conductor.orchestration.policy_engine import PolicyEngine
     from conductor.orchestration.state_manager import StateManager
     from conductor.orchestration.workflow_events import OnEvent
 
@@ -48,6 +48,7 @@ class WorkflowEngine:
     workflows at the same time, on one event loop; of all engines on one store one at a time runs a workflow.
 
     Args:
+        policy_engine: is asked after each phase; by default that of the coordinator.
         message_bus: where runs are announced; by default the `message_bus` or `bus` of the coordinator.
         on_event: is called with every event of every run, on the event loop; it must not block or raise.
         lease_seconds: how long after its engine died a workflow cannot be resumed.
@@ -69,7 +70,8 @@ class WorkflowEngine:
             raise ConfigurationError(f"max_feedback_loops must be 0 or more, not {max_feedback_loops}.")
         self.coordinator = coordinator
         self.state_manager = state_manager
-        self.policy_engine = policy_engine
+        own = getattr(coordinator, "policy_engine", None)
+        self.policy_engine = own if policy_engine is None and isinstance(own, PolicyEngine) else policy_engine
         self.max_feedback_loops = max_feedback_loops
         self.stop_on_failure = stop_on_failure
         self._message_bus = message_bus
@@ -110,7 +112,7 @@ class WorkflowEngine:
         """
         state = await self._saved(workflow_id)
         if state.is_complete:
-            return state
+            return await self._say_again(state)
         restore(state)
         lease = self._lease(workflow_id)
         await lease.take(self._patience)
@@ -167,7 +169,7 @@ class WorkflowEngine:
             was_complete = state.is_complete
             state.status, state.completed_at = TaskStatus.IN_PROGRESS, None
             state.metadata.pop(OUTCOME, None)
-            progress = Progress(last_phase=WorkflowPhase.DEVELOPMENT, stop_on_failure=self.stop_on_failure)
+            progress = self._progress(last_phase=WorkflowPhase.DEVELOPMENT)
             run = self._run(plan, state, progress, lease)
             begin_round(run.ledger, feedback)
             work = run.run_one_phase(WorkflowPhase.DEVELOPMENT, complete=was_complete)
@@ -178,19 +180,29 @@ class WorkflowEngine:
         state = WorkflowState(workflow_id=definition.workflow_id, status=TaskStatus.IN_PROGRESS)
         phase = definition.phases[0] if definition.phases else None
         state.current_phase = phase or state.current_phase
-        run = self._run(plan, state, Progress(phase=phase, stop_on_failure=self.stop_on_failure), lease)
-        await run.ledger.save()
-        await run.ledger.announce("workflow_started")
+        run = self._run(plan, state, self._progress(phase=phase), lease)
+        await run.ledger.enter(run.ledger.event("workflow_started"))
         return await self._supervise(run, run.go())
 
     async def _go_on(self, state: WorkflowState, lease: WorkflowLease) -> WorkflowState:
         if state.is_complete:
-            return state
+            return await self._say_again(state)
         definition, progress = restore(state)
         run = self._run(Plan(definition), state, progress, lease, resumed=True)
-        await run.ledger.save()
-        await run.ledger.announce("workflow_resumed")
+        await run.ledger.repeat()
+        await run.ledger.enter(run.ledger.event("workflow_resumed"))
         return await self._supervise(run, run.go())
+
+    async def _say_again(self, state: WorkflowState) -> WorkflowState:
+        """Publish the end of a run once more: its engine may have died before it came to."""
+        for event in unannounced(state):
+            await self._announcer(state.workflow_id).announce(event)
+        return state
+
+    def _progress(self, **step: WorkflowPhase | None) -> Progress:
+        return Progress(
+            **step, stop_on_failure=self.stop_on_failure, max_feedback_loops=self.max_feedback_loops
+        )
 
     async def _supervise(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowState:
         """Do the work until it ends, or the run has to be ended; give the final state."""

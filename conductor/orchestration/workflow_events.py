@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from conductor.core.channels import workflow_channel
-from conductor.core.enums import MessageType
-from conductor.core.messages import AgentMessage, TaskResultPayload
+from conductor.core.enums import MessageType, TaskStatus, WorkflowPhase
+from conductor.core.messages import AgentMessage, FeedbackPayload, TaskResultPayload
+from conductor.orchestration.workflow_progress import PROGRESS
 
 if TYPE_CHECKING:
-    from conductor.core.enums import TaskStatus, WorkflowPhase
-    from conductor.core.messages import FeedbackPayload
     from conductor.core.models import TaskDefinition, TaskResult
+    from conductor.core.state import WorkflowState
     from conductor.orchestration.message_bus import MessageBus
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ class WorkflowEvent:
     """Something that happened in a run.
 
     `event` is workflow_started, workflow_resumed, phase_started, task_started, task_ended, phase_ended,
-    gate_denied, feedback or workflow_ended.
+    gate_denied, feedback or workflow_ended. One that is `repeated` may have been published before, by an
+    engine that then died; every other is new.
     """
 
     event: str
@@ -36,6 +37,8 @@ class WorkflowEvent:
     result: TaskResult | None = None
     feedback_round: int = 0
     message: str | None = None
+    feedback: FeedbackPayload | None = None
+    repeated: bool = False
 
     def payload(self) -> dict[str, Any]:
         """Give it as the payload of a STATUS_UPDATE; what there is not is left out."""
@@ -49,8 +52,36 @@ class WorkflowEvent:
             "agent_id": self.result and self.result.agent_id,
             "feedback_round": self.feedback_round or None,
             "message": self.message,
+            "repeated": self.repeated or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+    def kept(self) -> dict[str, Any]:
+        """Give it as it is kept with the state until it is published, without task and result."""
+        feedback = self.feedback and self.feedback.model_dump(mode="json")
+        return self.payload() | ({"feedback": feedback} if feedback else {})
+
+    @classmethod
+    def again(cls, kept: Mapping[str, Any]) -> Self:
+        """Give what was kept, to be repeated."""
+        phase, feedback = kept.get("phase"), kept.get("feedback")
+        return cls(
+            kept["event"],
+            kept["workflow_id"],
+            TaskStatus(kept["status"]),
+            phase=phase and WorkflowPhase(phase),
+            feedback_round=kept.get("feedback_round", 0),
+            message=kept.get("message"),
+            feedback=feedback and FeedbackPayload.model_validate(feedback),
+            repeated=True,
+        )
+
+
+def unannounced(state: WorkflowState) -> list[WorkflowEvent]:
+    """Give the events that are true since the last save of a state, and may not have been published."""
+    progress = state.metadata.get(PROGRESS)
+    kept = progress.get("unannounced") if isinstance(progress, dict) else None
+    return [WorkflowEvent.again(event) for event in kept or ()]
 
 
 OnEvent = Callable[[WorkflowEvent], None]
@@ -69,7 +100,7 @@ class Announcer:
         """How many messages could not be published."""
 
     async def announce(self, event: WorkflowEvent) -> None:
-        """Publish an event, with the result of a task as a message of its own before it."""
+        """Publish an event, with a task's result before it and feedback after it as messages of their own."""
         if self._on_event is not None:
             try:
                 self._on_event(event)
@@ -79,10 +110,8 @@ class Announcer:
             payload = TaskResultPayload(result=event.result).model_dump(mode="json")
             await self._publish(MessageType.TASK_RESULT, payload)
         await self._publish(MessageType.STATUS_UPDATE, event.payload())
-
-    async def feed_back(self, feedback: FeedbackPayload) -> None:
-        """Publish the feedback that sends the workflow back."""
-        await self._publish(MessageType.FEEDBACK, feedback.model_dump(mode="json"))
+        if event.feedback is not None:
+            await self._publish(MessageType.FEEDBACK, event.feedback.model_dump(mode="json"))
 
     async def command(self, command: str) -> None:
         """Publish a CONTROL message."""

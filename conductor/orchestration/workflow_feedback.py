@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 #: The severities that send a workflow back, the worst first.
 GRAVE = ("critical", "error")
+SEVERITIES = (*GRAVE, "warning", "info")
 
 
 def grave_feedback(ledger: Ledger, tasks: list[TaskDefinition]) -> FeedbackPayload | None:
@@ -31,19 +32,31 @@ def grave_feedback(ledger: Ledger, tasks: list[TaskDefinition]) -> FeedbackPaylo
     for task in tasks:
         if task.assigned_to is not AgentType.MONITOR or not ended(ledger.state, task):
             continue
-        given = ledger.state.task_results[task.task_id].output_data.get("feedback")
+        output = ledger.state.task_results[task.task_id].output_data
+        # An agent may give it as its output, or beside other things.
+        given = output if output.keys() >= {"source_agent_id", "severity"} else output.get("feedback")
         if given is None:
             continue
         try:
-            found.append(FeedbackPayload.model_validate(given))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            problem = f"The feedback of task {task.name!r} cannot be used: {where}: {first['msg']}."
+            found.append(_read(given))
+        except ValueError as error:
+            problem = f"The feedback of task {task.name!r} cannot be used: {error}."
             ledger.log(WorkflowError(problem, ledger.state.workflow_id, "INVALID_FEEDBACK"))
             logger.warning("workflow %s: %s", ledger.state.workflow_id, problem)
     grave = [feedback for feedback in found if feedback.severity in GRAVE]
     return min(grave, key=lambda feedback: GRAVE.index(feedback.severity), default=None)
+
+
+def _read(given: object) -> FeedbackPayload:
+    try:
+        feedback = FeedbackPayload.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    severity = feedback.severity.lower()
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity: {feedback.severity!r} is none of {', '.join(SEVERITIES)}")
+    return feedback.model_copy(update={"severity": severity})
 
 
 def begin_round(ledger: Ledger, feedback: FeedbackPayload) -> None:

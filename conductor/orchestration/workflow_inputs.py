@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 #: Other text in "${...}" is not ours, and stays as it is.
 REFERENCE = re.compile(r"\$\{(tasks|vars)\.([^{}]*)\}")
+_BEGINNING = re.compile(r"\$\{(?:tasks?|vars?)\b")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class Reference:
 def references(task: TaskDefinition) -> Iterator[Reference]:
     """Find every reference in a task's inputs."""
     yield from _found(task.input_data, "input_data")
+
+
+def slips(value: Any, field: str = "input_data") -> Iterator[tuple[str, str]]:
+    """Find the fields with what was meant as a reference and is none, and say what is wrong."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, str) and _BEGINNING.search(key):
+                yield field, f"{key!r} is the name of a field, where nothing is put in place of a reference"
+            yield from slips(item, f"{field}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from slips(item, f"{field}[{number}]")
+    elif isinstance(value, str) and (slip := _BEGINNING.search(REFERENCE.sub("", value))):
+        meant = "${tasks.NAME.FIELD} or ${vars.NAME}"
+        yield field, f"{slip.string[slip.start() :][:40]!r} is no reference; write {meant}"
 
 
 def resolve(value: Any, replace: Callable[[Reference], Any], field: str = "input_data") -> Any:

@@ -11,14 +11,13 @@ from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import ConductorError, StateError
 from conductor.core.fields import utc_now
 from conductor.core.models import TaskResult
-from conductor.orchestration.workflow_events import WorkflowEvent
-from conductor.orchestration.workflow_progress import keep_definition, keep_progress, of_round
+from conductor.orchestration.workflow_events import WorkflowEvent, unannounced
+from conductor.orchestration.workflow_progress import ended, keep_definition, keep_progress, of_round
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from conductor.core.enums import WorkflowPhase
-    from conductor.core.messages import FeedbackPayload
     from conductor.core.models import TaskDefinition
     from conductor.core.state import WorkflowState
     from conductor.orchestration.state_manager import StateManager
@@ -54,10 +53,27 @@ class Ledger:
         keep_definition(state, plan.definition)
         progress.engine = lease.owner
 
-    async def save(self) -> None:
-        """Save the whole state; WorkflowError, code WORKFLOW_LEASE_LOST."""
+    async def enter(self, *events: WorkflowEvent) -> None:
+        """Save the whole state, and publish events that are true from then on, of which none gets lost.
+
+        WorkflowError, code WORKFLOW_LEASE_LOST.
+        """
+        self.progress.unannounced = [event.kept() for event in events]
         async with self._saving:
             await self._save()
+        for event in events:
+            await self._announcer.announce(event)
+
+    async def repeat(self) -> None:
+        """Publish again what the engine that died may not have come to."""
+        for event in unannounced(self.state):
+            await self._announcer.announce(event)
+        if self.progress.phase_started_at is None or self.progress.phase is None:
+            return
+        for task in self.plan.tasks_of(self.progress.phase):
+            if ended(self.state, task):
+                result = self.state.task_results[task.task_id]
+                await self._announcer.announce(self._end_of(task, result, repeated=True))
 
     async def record(self, task: TaskDefinition, result: TaskResult, error: Exception | None = None) -> None:
         """File the end of a task, at the same cost however many there were, and announce it."""
@@ -70,21 +86,21 @@ class Ledger:
             else:
                 state.error_log.append(log_entry(error, state.current_phase, task))
                 await self._save()
-        await self.announce(
-            "task_ended", status=result.status, task=task, result=result, message=result.error_message
-        )
+        await self._announcer.announce(self._end_of(task, result))
 
-    async def announce(self, event: str, *, status: TaskStatus | None = None, **facts: Any) -> None:
-        """Publish what happened."""
+    async def begin(self, task: TaskDefinition) -> None:
+        """Announce the start of a task."""
+        await self._announcer.announce(self.event("task_started", status=TaskStatus.IN_PROGRESS, task=task))
+
+    def event(self, name: str, *, status: TaskStatus | None = None, **facts: Any) -> WorkflowEvent:
+        """Describe what happens."""
         state = self.state
         known: dict[str, Any] = {"phase": state.current_phase, "feedback_round": state.feedback_count}
-        await self._announcer.announce(
-            WorkflowEvent(event, state.workflow_id, status or state.status, **(known | facts))
-        )
+        return WorkflowEvent(name, state.workflow_id, status or state.status, **(known | facts))
 
-    async def feed_back(self, feedback: FeedbackPayload) -> None:
-        """Publish feedback that the run heeds."""
-        await self._announcer.feed_back(feedback)
+    def _end_of(self, task: TaskDefinition, result: TaskResult, *, repeated: bool = False) -> WorkflowEvent:
+        facts = {"task": task, "result": result, "message": result.error_message, "repeated": repeated}
+        return self.event("task_ended", status=result.status, **facts)
 
     def log(self, error: BaseException) -> None:
         """Note an error that is about no task; it is saved with the next save."""

@@ -87,7 +87,7 @@ class PhaseTasks:
             await ledger.record(task, not_run(task, obstacle))
             return
         started_at = utc_now()
-        await ledger.announce("task_started", status=TaskStatus.IN_PROGRESS, task=task)
+        await ledger.begin(task)
         try:
             inputs = ledger.plan.inputs(task, ledger.state.task_results)
             await ledger.lease.hold()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from conductor.core.enums import AgentType, TaskStatus, WorkflowPhase
 from conductor.core.exceptions import WorkflowError
-from conductor.orchestration.workflow_inputs import look_up, references, resolve, split_name
+from conductor.orchestration.workflow_inputs import look_up, references, resolve, slips, split_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,6 +102,8 @@ class Plan:
             Need(self._named(task, word, f"depends_on[{number}]"), f"depends_on[{number}]")
             for number, word in enumerate(task.depends_on)
         ]
+        for field, problem in slips(task.input_data):
+            self._fail(task, field, problem)
         for reference in references(task):
             if reference.kind == "tasks":
                 needs.append(Need(self._referred(task, reference)[0], reference.field))

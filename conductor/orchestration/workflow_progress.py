@@ -4,7 +4,7 @@ import logging
 import re
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from conductor.core.enums import WorkflowPhase
@@ -13,6 +13,7 @@ from conductor.core.fields import UtcDatetime
 from conductor.core.messages import FeedbackPayload
 from conductor.core.models import StrictModel, TaskDefinition, TaskResult, WorkflowDefinition
 from conductor.core.state import WorkflowState
+from conductor.orchestration.workflow_inputs import Reference, resolve, split_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ class Progress(StrictModel):
     failed: bool = False
     engine: str = ""
     stop_on_failure: bool = False
+    max_feedback_loops: int | None = None
+    unannounced: list[dict[str, Any]] = Field(default_factory=list)
+    """Events that are true since the last save of the whole, and may not have been published."""
 
 
 def keep_definition(state: WorkflowState, definition: WorkflowDefinition) -> None:
@@ -73,8 +77,16 @@ def is_same(one: WorkflowDefinition, other: WorkflowDefinition) -> bool:
 
     def written(definition: WorkflowDefinition) -> dict[str, Any]:
         data = definition.model_dump(mode="json", exclude={"created_at"})
+        numbers = {task.task_id: number for number, task in enumerate(definition.tasks)}
+
+        def numbered(reference: Reference) -> str:
+            found = split_name(reference.path, numbers) if reference.kind == "tasks" else None
+            return f"{numbers[found[0]]} {found[1]}" if found else reference.text
+
         for task in data["tasks"]:
             del task["task_id"], task["created_at"]
+            task["depends_on"] = [numbers.get(word, word) for word in task["depends_on"]]
+            task["input_data"] = resolve(task["input_data"], numbered)
         return data
 
     try:

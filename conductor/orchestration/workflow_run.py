@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from conductor.core.models import TaskDefinition
     from conductor.orchestration.policy_engine import PolicyEngine
     from conductor.orchestration.workflow_dispatch import Dispatch
+    from conductor.orchestration.workflow_events import WorkflowEvent
     from conductor.orchestration.workflow_ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Run:
         self.ledger = ledger
         self._dispatch = dispatch
         self._policy_engine = policy_engine
-        self._max_feedback_loops = max_feedback_loops
+        kept = ledger.progress.max_feedback_loops
+        self._max_feedback_loops = max_feedback_loops if kept is None else kept
         self._dispatched_since = dispatched_since
 
     async def go(self) -> None:
@@ -115,14 +117,20 @@ class Run:
                 logger.warning("task %s could not be cancelled: %s", task.task_id, result)
             elif result is not None:
                 await ledger.record(task, result)
-            if remark and task.task_id not in ledger.state.task_results:
+            if remark and not ended(ledger.state, task):
                 await ledger.record(task, not_run(task, remark))
 
     async def denials(self) -> list[tuple[str, str]]:
         """Ask the policies whether the run may go on; give those that deny and their reasons."""
         if self._policy_engine is None:
             return []
-        results = await self._policy_engine.evaluate_all({"workflow_state": self.ledger.state})
+        state = self.ledger.state
+        tasks = self.ledger.plan.definition.tasks
+        of_this_round = {
+            task.task_id: state.task_results[task.task_id] for task in tasks if ended(state, task)
+        }
+        shown = state.model_copy(update={"task_results": of_this_round})
+        results = await self._policy_engine.evaluate_all({"workflow_state": shown})
         return [(result.policy_name, result.reason) for result in results if not result.allowed]
 
     async def _run_phase(self, phase: WorkflowPhase) -> None:
@@ -131,29 +139,33 @@ class Run:
         progress.phase = state.current_phase = phase
         if progress.phase_started_at is None:
             progress.phase_started_at = utc_now()
-            await ledger.save()
-            await ledger.announce("phase_started")
+            await ledger.enter(ledger.event("phase_started"))
         run = PhaseTasks(ledger, self._dispatch, tasks, self._dispatched_since)
         await run.run(as_graph=ledger.plan.is_graph(phase))
-        entry = self._history(phase, progress.phase_started_at, tasks)
-        state.phase_history.append(entry)
-        progress.phase_started_at = None
-        feedback_round = state.feedback_count
-        event = await self._decide(phase, tasks)
-        await ledger.save()
-        await ledger.announce(
-            "phase_ended", phase=phase, feedback_round=feedback_round, message=entry["result"]
-        )
-        if event is not None:
-            await event.announce(ledger, phase)
+        events = [self._close(phase, tasks)]
+        turn = await self._decide(phase, tasks)
+        await ledger.enter(*events, *([turn] if turn else []))
 
-    async def _decide(self, phase: WorkflowPhase, tasks: list[TaskDefinition]) -> _Turn | None:
+    def _close(
+        self, phase: WorkflowPhase, tasks: list[TaskDefinition], result: str | None = None
+    ) -> WorkflowEvent:
+        """Enter the end of a phase into the history, and give the event of it."""
+        ledger = self.ledger
+        entry = self._history(phase, ledger.progress.phase_started_at or utc_now(), tasks)
+        entry["result"] = result or entry["result"]
+        ledger.state.phase_history.append(entry)
+        ledger.progress.phase_started_at = None
+        return ledger.event("phase_ended", phase=phase, message=entry["result"])
+
+    async def _decide(self, phase: WorkflowPhase, tasks: list[TaskDefinition]) -> WorkflowEvent | None:
         """Find what comes after a phase; nothing of it is true before it is saved."""
         ledger = self.ledger
         progress, state = ledger.progress, ledger.state
         progress.phase = self._phase_after(phase)
-        statuses = [state.task_results[task.task_id].status for task in tasks if ended(state, task)]
-        if progress.stop_on_failure and any(status is not TaskStatus.COMPLETED for status in statuses):
+        stopped_by = self._not_completed(tasks) if progress.stop_on_failure else None
+        if stopped_by is not None:
+            problem = f"The workflow stops at task {stopped_by.name!r}, which is not completed."
+            ledger.log(WorkflowError(problem, state.workflow_id, "STOPPED_ON_FAILURE"))
             self._stop()
             return None
         if progress.last_phase is None and (feedback := grave_feedback(ledger, tasks)) is not None:
@@ -172,9 +184,14 @@ class Run:
         )
         ledger.log(error)
         self._stop()
-        return _Turn("gate_denied", error.message)
+        return ledger.event("gate_denied", phase=phase, message=error.message)
 
-    def _feed_back(self, phase: WorkflowPhase, feedback: FeedbackPayload) -> _Turn | None:
+    def _not_completed(self, tasks: list[TaskDefinition]) -> TaskDefinition | None:
+        state = self.ledger.state
+        endings = ((task, state.task_results[task.task_id].status) for task in tasks if ended(state, task))
+        return next((task for task, status in endings if status is not TaskStatus.COMPLETED), None)
+
+    def _feed_back(self, phase: WorkflowPhase, feedback: FeedbackPayload) -> WorkflowEvent | None:
         ledger = self.ledger
         phases, state = ledger.plan.definition.phases, ledger.state
         if WorkflowPhase.DEVELOPMENT not in phases[: phases.index(phase)]:
@@ -186,9 +203,10 @@ class Run:
             error = loops_used_up(state.workflow_id, state.feedback_count, self._max_feedback_loops)
             ledger.log(error)
             self._stop()
-            return _Turn("feedback", error.message, feedback)
+            return ledger.event("feedback", phase=phase, message=error.message, feedback=feedback)
         begin_round(ledger, feedback)
-        return _Turn("feedback", f"round {state.feedback_count}: {'; '.join(feedback.findings)}", feedback)
+        message = f"round {state.feedback_count}: {'; '.join(feedback.findings)}"
+        return ledger.event("feedback", phase=phase, message=message, feedback=feedback)
 
     def _stop(self) -> None:
         self.ledger.progress.phase = None
@@ -223,12 +241,15 @@ class Run:
         ledger = self.ledger
         if skip and ledger.progress.last_phase is None:
             self._skip_the_rest()
+        events, phase = [], ledger.progress.phase
+        if phase is not None and ledger.progress.phase_started_at is not None:
+            result = ledger.state.metadata.get(OUTCOME, "failed")
+            events.append(self._close(phase, ledger.plan.tasks_of(phase), result))
         ledger.progress.phase = None
         ledger.state.status = status
         ledger.state.completed_at = utc_now()
-        await ledger.save()
+        await ledger.enter(*events, ledger.event("workflow_ended", message=message))
         await ledger.lease.forget_wish()
-        await ledger.announce("workflow_ended", message=message)
 
     def _skip_the_rest(self) -> None:
         plan, results = self.ledger.plan, self.ledger.state.task_results
@@ -238,15 +259,3 @@ class Run:
                 if plan.phase_of(task) is None:
                     reason = f"None of the workflow's phases has {task.assigned_to or 'unassigned'} tasks."
                 results[task.task_id] = not_run(task, reason)
-
-
-class _Turn:
-    """A turn that the run took after a phase, to be announced once it is saved."""
-
-    def __init__(self, event: str, message: str, feedback: FeedbackPayload | None = None) -> None:
-        self._event, self._message, self._feedback = event, message, feedback
-
-    async def announce(self, ledger: Ledger, phase: WorkflowPhase) -> None:
-        await ledger.announce(self._event, phase=phase, message=self._message)
-        if self._feedback is not None:
-            await ledger.feed_back(self._feedback)

@@ -75,11 +75,12 @@ class RedisQuotaStore(QuotaStore):
 
 
 def _answer(reply: Any) -> Answer:
-    granted, used, retry_after = reply
+    granted, used, retry_after, final = reply
     return Answer(
         granted=bool(granted),
         used=float(used),
         retry_after=max(0.0, int(retry_after) / 1_000_000) if retry_after else None,
+        final=bool(final),
     )
 
 

@@ -78,7 +78,7 @@ async def test_tasks_for_agents_of_a_type_are_under_way_until_they_end() -> None
         "tasks for coding agents are under way as may be at the same time: 2 of at most 2."
         in error.violation_details
     )
-    assert error.details["metadata"] == {"used": 2, "limit": 2}
+    assert error.details["metadata"] == {"used": 2, "limit": 2, "waiting_helps": True}
     await sent(engine, context(task(AgentType.REVIEW)))
     await sent(engine, context(task(AgentType.TEST)))
     await first.release()

@@ -162,7 +162,7 @@ async def test_sums_last(store: QuotaStore) -> None:
             await store.confirm(wanted, one)
         await store.release(wanted, one)
     assert await store.look(wanted, claim(4)) == Answer(granted=True, used=6)
-    assert await store.look(wanted, claim(4.01)) == Answer(granted=False, used=6)
+    assert await store.look(wanted, claim(4.01)) == Answer(granted=False, used=6, final=True)
 
 
 async def test_three_tenths_fit_in_three_tenths(store: QuotaStore) -> None:

@@ -6,8 +6,8 @@
 -- ARGV: operation, how long it lasts (task, period, ever), the claim ("amount run task-id"), the limit, the same with
 -- what rounding may add to a sum, the period, the lease, what Celery's records begin with, and the milliseconds that
 -- the keys live after a change ('': for ever).
--- Other times are in microseconds. look and reserve return granted (1 or 0), what others have taken, and the time after
--- which it would be granted or ''.
+-- Other times are in microseconds. look and reserve return granted (1 or 0), what others have taken, the time after
+-- which it would be granted or '', and 1 if it never will be.
 
 local RESERVED, HELD = KEYS[1], KEYS[2]
 local operation, lasts, claim = ARGV[1], ARGV[2], ARGV[3]
@@ -120,17 +120,18 @@ if lasts == 'period' then redis.call('ZREMRANGEBYSCORE', HELD, '-inf', now) end
 local sum, reserved = used()
 local ends = redis.call('ZSCORE', RESERVED, claim)
 if ends and tonumber(ends) > now then
-  return {1, string.format('%.17g', sum - amount), ''}
+  return {1, string.format('%.17g', sum - amount), '', 0}
 end
 if lasts == 'task' and sum + amount > ceiling then
   drop_ended()
   sum, reserved = used()
 end
 if sum + amount > ceiling then
-  return {0, string.format('%.17g', sum), retry_after(reserved)}
+  local final = lasts == 'ever' and tonumber(redis.call('GET', HELD) or '0') + amount > ceiling
+  return {0, string.format('%.17g', sum), retry_after(reserved), final and 1 or 0}
 end
 if operation == 'reserve' then
   redis.call('ZADD', RESERVED, now + lease, claim)
   live(RESERVED)
 end
-return {1, string.format('%.17g', sum), ''}
+return {1, string.format('%.17g', sum), '', 0}
