@@ -7,6 +7,7 @@ tells it once when one of them changes.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from kombu import Connection
@@ -16,8 +17,9 @@ from conductor.broker import transport
 from conductor.broker.node_taking import Taker
 from conductor.broker.topology import AGENT_QUEUE_PREFIX
 
-#: How many tasks for the agent itself are taken one after the other before those for its type have a chance.
-IN_A_ROW = 64
+#: How many tasks for the agents themselves are taken one after the other, and for how many seconds, before
+#: those for their types have a chance.
+IN_A_ROW, SECONDS_IN_A_ROW = 64, 1.0
 
 _MODULE = "conductor.broker.node_transport"
 _TRANSPORTS = {
@@ -40,6 +42,7 @@ class _ChannelMixin:
     #: Whether a look into the queues may find something.
     _hopeful = False
     _in_a_row = 0
+    _row_began = 0.0
 
     def basic_consume(self, *arguments: Any, **options: Any) -> Any:
         self._hopeful = True
@@ -65,13 +68,11 @@ class _ChannelMixin:
         """Take the next task, if there may be one and the consumer may have it; never waits for one."""
         if not self._hopeful or self._taker is None or not self.qos.can_consume():  # type: ignore[attr-defined]
             return
-        queue = self._take_from(self._queue_cycle.consume(len(self.active_queues)))  # type: ignore[attr-defined]
-        if queue is None:
+        self._in_a_row, self._row_began = 0, time.monotonic()
+        if not self._take_from(self._in_turn()):
             # What came before the answer is no news, what came after it is.
             self._hopeful = self._taker.drain()
-            return
-        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]
-        if self.qos.can_consume():  # type: ignore[attr-defined]
+        elif self.qos.can_consume():  # type: ignore[attr-defined]
             self._taker.ping()  # for another turn of the event loop at once
 
     def take_ahead(self, waiting: int = 0) -> None:
@@ -80,23 +81,28 @@ class _ChannelMixin:
         `waiting` of the tasks that are held are to be tried again later.
         """
         held = self.qos  # type: ignore[attr-defined]
-        if len(held._delivered) - len(held._dirty) - waiting != 1 or self._in_a_row >= IN_A_ROW:  # noqa: SLF001
-            self._in_a_row = 0
+        if len(held._delivered) - len(held._dirty) - waiting != 1:  # noqa: SLF001
             return
-        own = [name for name in self.active_queues if name.startswith(AGENT_QUEUE_PREFIX)]  # type: ignore[attr-defined]
+        if self._in_a_row >= IN_A_ROW or time.monotonic() - self._row_began > SECONDS_IN_A_ROW:
+            return
+        own = [name for name in self._in_turn() if name.startswith(AGENT_QUEUE_PREFIX)]
         self._hopeful = True  # The answer may hide what the server told.
-        if own and self._take_from(own) is not None:
+        if own and self._take_from(own):
             self._in_a_row += 1
 
-    def _take_from(self, queues: list[str]) -> str | None:
-        """Deliver the first message of the queues; gives the queue it was in."""
+    def _in_turn(self) -> list[str]:
+        queues: list[str] = self._queue_cycle.consume(len(self.active_queues))  # type: ignore[attr-defined]
+        return queues
+
+    def _take_from(self, queues: list[str]) -> bool:
+        """Deliver the first message of the queues, if there is one."""
         found = self._take(queues)  # type: ignore[attr-defined]
         if found is None:
-            return None
-        queue: str
+            return False
         queue, message = found
+        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]
         self.connection._deliver(message, queue)  # type: ignore[attr-defined]  # noqa: SLF001
-        return queue
+        return True
 
     def _run_take(self, keys: list[str], arguments: list[str | float]) -> Any:
         if self._taker is None:

@@ -11,7 +11,7 @@ import kombu
 import pytest
 import redis
 
-from conductor.broker import topology
+from conductor.broker import node_transport, topology
 from conductor.broker.transport import kombu_connection
 from tests.support.consuming import RAW, consuming, put
 from tests.support.proxy import Proxy
@@ -175,3 +175,39 @@ def test_who_may_not_be_told_looks_at_intervals(
         consumer.messages[0].ack()
     server.execute_command("ACL", "DELUSER", "untold")
     assert "restore_interval" in caplog.text
+
+
+def test_what_is_fetched_ahead_comes_from_the_agents_in_turn(
+    valkey_url: str, queue: kombu.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = topology.agent_queue(uuid.uuid4().hex)
+    monkeypatch.setattr(node_transport, "SECONDS_IN_A_ROW", 60.0)
+    put(valkey_url, queue, *"mmmm")
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, other)
+        consumer.until(lambda: consumer.messages)
+        put(valkey_url, other, *"oo")
+        order = []
+        for _ in range(5):
+            consumer.connection.default_channel.take_ahead()
+            done = consumer.messages.pop(0)
+            order.append(done.payload)
+            done.ack()
+        assert "".join(order) == "momom"
+        consumer.messages.pop().ack()
+
+
+def test_after_some_time_nothing_is_fetched_ahead_any_more(
+    valkey_url: str, queue: kombu.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(valkey_url, queue, *"abc")
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue)
+        consumer.until(lambda: consumer.messages)
+        monkeypatch.setattr(node_transport, "SECONDS_IN_A_ROW", -1.0)
+        consumer.connection.default_channel.take_ahead()
+        assert len(consumer.messages) == 1
+        # When the task has ended, all queues are looked into.
+        consumer.messages.pop().ack()
+        consumer.until(lambda: consumer.messages)
+        consumer.messages.pop().ack()
