@@ -28,6 +28,8 @@ CHILD_START_LIMIT = 60.0
 class ConductorApp(Celery):  # type: ignore[misc]
     """Celery with Conductor's configuration, which is looked at when it is first needed."""
 
+    amqp_cls = "conductor.broker.task_messages:TaskMessages"
+
     def __init__(
         self,
         name: str,

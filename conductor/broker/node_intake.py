@@ -133,7 +133,7 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             argsrepr=f"({request.message_type.value} from {request.sender_id} to {agent.agent_id})",
             kwargsrepr="{}",
         )
-        # Not app.send_task: it would have RabbitMQ drop an expired task, and nobody would file its end.
+        # Not app.send_task: it would subscribe to the result.
         with app.producer_or_acquire() as producer:
             app.amqp.send_task_message(
                 producer, HANDLE_MESSAGE, task, queue=topology.agent_queue(agent.agent_id)

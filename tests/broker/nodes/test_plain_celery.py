@@ -1,14 +1,17 @@
 """Celery clients that know the names of the tasks and nothing else of Conductor."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from conductor.client import Conductor
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskResult
 from tests.broker.nodes.conftest import task
 from tests.support.nodes import AgentNode, Farm
+from tests.support.waiting import wait_until
 
 
 async def test_a_task_is_sent_and_its_result_awaited(agent: AgentNode, farm: Farm) -> None:
@@ -30,6 +33,24 @@ async def test_a_failure_is_raised_with_its_text(agent: AgentNode, farm: Farm) -
         await asyncio.to_thread(sent.get, timeout=20)
     assert sent.state == "FAILURE"
     assert "ValueError: the disk is full" in sent.traceback
+
+
+async def test_a_task_that_nobody_begins_in_time_becomes_a_dead_letter(
+    agent: AgentNode, farm: Farm, conductor: Conductor, tmp_path: Path
+) -> None:
+    busy = await conductor.dispatch(task("wait_for_file", file=tmp_path / "go"), agent.agent_id)
+    order = task()
+    arguments = [order.model_dump(mode="json")]
+    sent = farm.app.send_task(
+        "conductor.execute_task", arguments, task_id=order.task_id, queue=agent.worker_queue, expires=0.1
+    )
+    expiry = asyncio.get_running_loop().time() + 0.2
+    await wait_until(lambda: asyncio.get_running_loop().time() > expiry)
+    (tmp_path / "go").touch()
+    await busy.result(20)
+    await wait_until(lambda: sent.state == "FAILURE")
+    letters = await conductor.dead_letters.list(limit=None)
+    assert [letter.reason for letter in letters if letter.task_id == order.task_id] == ["expired"]
 
 
 async def test_a_message_is_sent_and_its_answer_awaited(agent: AgentNode, farm: Farm) -> None:
