@@ -7,12 +7,15 @@ import uuid
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conductor.client import Conductor
-from conductor.core.enums import AgentType, TaskStatus
+from conductor.core.channels import workflow_channel
+from conductor.core.enums import AgentType, TaskStatus, WorkflowPhase
 from conductor.core.exceptions import WorkflowError
+from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition, WorkflowDefinition
 from conductor.orchestration.workflow_engine import WorkflowEngine
 from tests.broker.nodes.conftest import task
@@ -75,12 +78,13 @@ def twelve_tasks(log: Path) -> WorkflowDefinition:
     return workflow(*tasks)
 
 
-async def test_killed_at_every_step_the_run_completes_and_every_task_ran_once(
+async def test_killed_at_every_step_the_run_completes_every_task_ran_once_and_every_step_was_published(
     engines: Engines, conductor: Conductor, farm: Farm, tmp_path: Path
 ) -> None:
     on_valkey = farm.addresses.broker_url.startswith("redis")
     kinds = ALL_KINDS if on_valkey else ("before sending", "after sending", "before filing")
     definition, log = twelve_tasks(tmp_path / "log"), tmp_path / "log"
+    published = await listen(conductor, definition)
     codes = []
     while not codes or codes[-1] == -signal.SIGKILL:
         codes.append(await engines.run(definition, *kinds))
@@ -95,6 +99,55 @@ async def test_killed_at_every_step_the_run_completes_and_every_task_ran_once(
     assert [entry["completed_count"] for entry in final.phase_history] == [8, 4, 0]
     assert sorted(note["task"] for note in notes(log)) == sorted(one.task_id for one in definition.tasks)
     assert final.task_results[definition.tasks[9].task_id].output_data["echo"] == 0.1
+    events = {(one["event"], one.get("task_id") or one["phase"]) for one in published}
+    assert events >= {
+        ("workflow_started", "development"),
+        ("workflow_ended", "monitoring"),
+        *((event, phase) for event in ("phase_started", "phase_ended") for phase in WorkflowPhase),
+        *((event, one.task_id) for event in ("task_started", "task_ended") for one in definition.tasks),
+    }
+    once = [one for one in published if not one.get("repeated")]
+    assert [one["event"] for one in once].count("workflow_ended") <= 1
+
+
+async def test_a_task_of_another_workflow_that_has_the_same_id_is_not_taken_for_the_own_one(
+    engines: Engines, conductor: Conductor, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    first, shared = task(log=log), task(say="mine", log=log)
+    mine = workflow(first, shared)
+    say_theirs = shared.input_data | {"say": "theirs"}
+    theirs = workflow(shared.model_copy(update={"input_data": say_theirs}))
+    assert await engines.run(mine, "result of") == -signal.SIGKILL
+    engine = WorkflowEngine(conductor, conductor.state, lease_seconds=LEASE_SECONDS)
+    assert (await engine.run_workflow(theirs)).completed_task_count == 1
+    final = await engine.resume_workflow(mine.workflow_id)
+    assert final.task_results[shared.task_id].output_data["echo"] == "mine"
+    assert len(notes(log)) == 3
+
+
+async def test_a_workflow_is_not_taken_for_one_whose_id_begins_like_its_own(
+    conductor: Conductor, tmp_path: Path
+) -> None:
+    one = workflow(task(say="mine"))
+    other = one.model_copy(update={"workflow_id": f"{one.workflow_id}:x"})
+    engine = WorkflowEngine(conductor, conductor.state)
+    await engine.run_workflow(other)
+    (order,) = one.tasks
+    handed_out = order.model_copy(update={"metadata": {"workflow_id": one.workflow_id}})
+    assert await conductor.revoke_task(handed_out) is None
+    assert (await conductor.resume_task(handed_out)).output_data["echo"] == "mine"
+
+
+async def listen(conductor: Conductor, definition: WorkflowDefinition) -> list[dict[str, Any]]:
+    published: list[dict[str, Any]] = []
+
+    async def hear(message: AgentMessage) -> None:
+        if "event" in message.payload:
+            published.append(message.payload)
+
+    await conductor.bus.subscribe(workflow_channel(definition.workflow_id), hear)
+    return published
 
 
 async def test_a_task_that_waited_while_its_engine_died_runs_once(
