@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -19,7 +20,7 @@ from conductor.broker.task_handle import TaskHandle
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
-from conductor.core.fields import utc_now
+from conductor.core.fields import new_id, utc_now
 from conductor.orchestration.policy_factory import build_policy_engine
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
@@ -216,7 +217,8 @@ class Conductor:
         if parts.admission is None:
             return self._handle(await _finished(parts.dispatcher.dispatch(task, None)))
         cancelled: asyncio.CancelledError | None = None
-        async with parts.admission.admitted(task, None, math.inf) as run:
+        async with parts.admission.admitted(task, None, math.inf, _reservation_of(task)) as reserved:
+            run = f"{new_id()}:{reserved}"
             try:
                 sent = await _finished(parts.dispatcher.dispatch(task, None, run=run))
             except asyncio.CancelledError as error:
@@ -355,6 +357,12 @@ async def _finished(work: Coroutine[Any, Any, T]) -> T:
         if not doing.cancelled():
             doing.exception()
         raise
+
+
+def _reservation_of(task: TaskDefinition) -> str:
+    """Name what a workflow reserves for a task, whichever of its engines does."""
+    whose = f"{task.metadata.get('workflow_id')} {task.task_id}"
+    return hashlib.sha256(whose.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _lives(agent: AgentState, limit: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,14 +61,19 @@ class Admission:
 
     @asynccontextmanager
     async def admitted(
-        self, task: TaskDefinition, agent_id: str | None, wait: float | None
+        self,
+        task: TaskDefinition,
+        agent_id: str | None,
+        wait: float | None,
+        claimed_as: str | None = None,
     ) -> AsyncIterator[str]:
         """Reserve for a task, and give the id of the run in which it has to be sent within the context.
 
+        That is the id of the reservation: what a process that died reserved as `claimed_as` is taken over.
         What leaves the context as an exception means that it was not sent. See `WaitingLines.pass_through`
         for `wait`, and for what is raised.
         """
-        reservation = await self._reserve(task, agent_id, wait)
+        reservation = await self._reserve(task, agent_id, wait, claimed_as or uuid.uuid4().hex)
         try:
             yield reservation.id
         except BaseException:
@@ -78,17 +84,20 @@ class Admission:
         self._confirming.add(confirming)
         confirming.add_done_callback(self._confirming.discard)
 
-    async def _reserve(self, task: TaskDefinition, agent_id: str | None, wait: float | None) -> Reservation:
+    async def _reserve(
+        self, task: TaskDefinition, agent_id: str | None, wait: float | None, reservation_id: str
+    ) -> Reservation:
         loop = asyncio.get_running_loop()
         began = loop.time()
         line = (task.assigned_to, agent_id, task.metadata.get("workflow_id"))
         try:
-            return await self._lines.pass_through(repr(line), partial(self._ask, task, agent_id), wait)
+            ask = partial(self._ask, task, agent_id, reservation_id)
+            return await self._lines.pass_through(repr(line), ask, wait)
         except PolicyViolationError as denial:
             raise _refusal(task, denial, loop.time() - began if wait else None) from denial
 
-    async def _ask(self, task: TaskDefinition, agent_id: str | None) -> Reservation:
-        context: dict[str, Any] = {"task": task}
+    async def _ask(self, task: TaskDefinition, agent_id: str | None, reservation_id: str) -> Reservation:
+        context: dict[str, Any] = {"task": task, "reservation": reservation_id}
         needs = self._engine.needs
         if "agent_states" in needs:
             context["agent_states"] = {agent.agent_id: agent for agent in await self._living_agents()}

@@ -194,6 +194,35 @@ async def test_enforcing_stops_at_the_first_denial() -> None:
     assert after.asked == 0
 
 
+class Naive(Policy):
+    """Looks at the task without looking whether there is one."""
+
+    name, description = "naive", "Tasks have a name."
+
+    async def evaluate(self, context: Mapping[str, Any]) -> PolicyResult:
+        return self._allow() if context["task"].name else self._deny("no name")
+
+
+async def test_a_policy_that_looks_for_what_is_not_there_allows() -> None:
+    engine = engine_of(Naive())
+    assert await engine.check({"workflow_state": WorkflowState()})
+    assert (await engine.reserve({"agent_states": {}})).id
+    assert engine.failures == {}
+
+
+async def test_what_is_no_decision_denies() -> None:
+    class Yes(Naive):
+        async def evaluate(self, context: Mapping[str, Any]) -> PolicyResult:
+            return True  # type: ignore[return-value]
+
+    engine = engine_of(Yes())
+    (result,) = await engine.evaluate_all({})
+    assert not result.allowed
+    assert "not with True" in result.reason
+    with pytest.raises(PolicyViolationError, match="PolicyResult"):
+        await engine.reserve({})
+
+
 async def test_a_policy_that_raises_denies(caplog: pytest.LogCaptureFixture) -> None:
     engine = engine_of(Fixed("broken", KeyError("oops")), Fixed("fine"))
     with caplog.at_level(logging.ERROR):

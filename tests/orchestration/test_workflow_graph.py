@@ -247,6 +247,15 @@ async def test_names_with_dots_and_ids_can_be_referred_to(floor: Floor) -> None:
             "task 'b' is listed after 'a'; list it before or use depends_on",
         ),
         ([task("a", input_data={"x": "${tasks.a.n}"})], "needs itself"),
+        (
+            [task("b"), task("a", input_data={"x": "see ${tasks.b.n and"})],
+            "task 'a': input_data.x: '${tasks.b.n and' is no reference; write ${tasks.NAME.FIELD}",
+        ),
+        ([task("a", input_data={"x": ["${task.b.n}"]})], "input_data.x[0]: '${task.b.n}' is no reference"),
+        (
+            [task("b"), task("a", input_data={"x": {"${tasks.b.n}": 1}})],
+            "input_data.x: '${tasks.b.n}' is the name of a field",
+        ),
         ([task("a", input_data={"x": "${vars.nope}"})], "${vars.nope} is unknown; there are: none"),
         (
             [task("a", "s"), task("s", input_data={"x": "${tasks.a.n}"})],

@@ -1,13 +1,10 @@
 """A run is announced, goes on with another engine, is run by one at a time, and ends when it is told to."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from conductor.core.channels import workflow_channel
 from conductor.core.enums import AgentType, MessageType, TaskStatus, WorkflowPhase
 from conductor.core.exceptions import MessageBusError, StateError, WorkflowError
 from conductor.core.messages import AgentMessage, FeedbackPayload
@@ -15,69 +12,10 @@ from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
 from conductor.core.state import WorkflowState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.message_bus import InMemoryMessageBus
-from conductor.orchestration.policy_engine import PhaseGatePolicy, PolicyEngine
-from conductor.orchestration.state_manager import InMemoryStateManager
-from conductor.orchestration.workflow_engine import WorkflowEngine
+from conductor.orchestration.policy_engine import PhaseGatePolicy
+from tests.support.office import DyingState, Office, gate, monitor, workflow
 from tests.support.scripted_agent import ScriptedAgent, succeed
 from tests.support.waiting import wait_until
-
-
-class Office:
-    """One agent of each type, its id the type's name, and what is published on the workflow's channel."""
-
-    def __init__(self, coordinator: AgentCoordinator) -> None:
-        self.coordinator = coordinator
-        self.state = coordinator.state_manager
-        self.messages: list[AgentMessage] = []
-        self.begun = asyncio.Event()
-
-    def agent(self, agent_id: str) -> ScriptedAgent:
-        found = self.coordinator.get_agent(agent_id)
-        assert isinstance(found, ScriptedAgent)
-        return found
-
-    def engine(self, **options: Any) -> WorkflowEngine:
-        return WorkflowEngine(self.coordinator, self.state, **options)
-
-    async def listen(self, workflow_id: str) -> None:
-        async def hear(message: AgentMessage) -> None:
-            self.messages.append(message)
-
-        await self.coordinator.message_bus.subscribe(workflow_channel(workflow_id), hear)
-
-    async def never_end(self, agent: ScriptedAgent, task: TaskDefinition) -> TaskResult:
-        self.begun.set()
-        await asyncio.Event().wait()
-        return agent.result(task)
-
-    @property
-    def events(self) -> list[str]:
-        return [message.payload["event"] for message in self.messages if "event" in message.payload]
-
-    def ran(self) -> list[str]:
-        agents = self.coordinator.list_agents()
-        return sorted(task.task_id for a in agents if isinstance(a, ScriptedAgent) for task in a.tasks)
-
-
-@pytest.fixture
-async def office(state: InMemoryStateManager) -> AsyncIterator[Office]:
-    coordinator = AgentCoordinator(InMemoryMessageBus(), state)
-    await coordinator.start()
-    for agent_type in AgentType:
-        await coordinator.register_agent(ScriptedAgent(agent_type.value, agent_type))
-    yield Office(coordinator)
-    await coordinator.stop()
-
-
-def workflow(*agent_types: str, **fields: Any) -> WorkflowDefinition:
-    tasks = [{"task_id": f"t-{kind}", "name": kind, "assigned_to": kind} for kind in agent_types]
-    return WorkflowDefinition.model_validate({"workflow_id": "w", "name": "flow", "tasks": tasks, **fields})
-
-
-def gate(rate: float) -> PolicyEngine:
-    engine = PolicyEngine()
-    engine.register_policy(PhaseGatePolicy(rate))
-    return engine
 
 
 async def test_every_step_of_a_run_is_published(office: Office) -> None:
@@ -149,6 +87,25 @@ async def test_the_id_of_another_definition_is_refused(office: Office) -> None:
     assert caught.value.error_code == "WORKFLOW_CHANGED"
 
 
+async def test_a_definition_made_anew_is_the_same_whatever_ids_it_was_given(office: Office) -> None:
+    def made() -> WorkflowDefinition:
+        first = TaskDefinition(name="a", assigned_to=AgentType.CODING)
+        second = TaskDefinition(
+            name="b",
+            assigned_to=AgentType.REVIEW,
+            depends_on=[first.task_id],
+            input_data={"by": f"${{tasks.{first.task_id}.by}}"},
+        )
+        return WorkflowDefinition(workflow_id="w", name="w", tasks=[first, second])
+
+    final = await office.engine().run_workflow(made())
+    assert final.completed_task_count == 2
+    assert await office.engine().run_workflow(made()) == final
+    other = made().model_copy(update={"tasks": [*made().tasks[:1], made().tasks[1]]})
+    with pytest.raises(WorkflowError):
+        await office.engine().run_workflow(other)
+
+
 async def test_a_workflow_that_there_is_not_cannot_be_resumed_nor_cancelled(office: Office) -> None:
     for use in (office.engine().resume_workflow, office.engine().cancel_workflow):
         with pytest.raises(WorkflowError, match="There is no workflow 'nope'") as caught:
@@ -158,33 +115,6 @@ async def test_a_workflow_that_there_is_not_cannot_be_resumed_nor_cancelled(offi
     with pytest.raises(WorkflowError) as caught:
         await office.engine().resume_workflow("bare")
     assert caught.value.error_code == "WORKFLOW_NOT_RESUMABLE"
-
-
-class DyingState(InMemoryStateManager):
-    """A store that is away from the n-th save of a workflow on, until it is told to be back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.saves_left = -1
-
-    def _count(self) -> None:
-        if self.saves_left == 0:
-            raise StateError("away", "STATE_UNAVAILABLE")
-        self.saves_left -= 1
-
-    async def save_workflow_state(self, state: WorkflowState, **options: Any) -> int:
-        self._count()
-        return await super().save_workflow_state(state, **options)
-
-    async def save_workflow_task_result(self, workflow_id: str, result: TaskResult) -> int:
-        self._count()
-        return await super().save_workflow_task_result(workflow_id, result)
-
-
-@pytest.fixture
-async def dying() -> AsyncIterator[DyingState]:
-    async with DyingState() as state:
-        yield state
 
 
 async def test_wherever_the_store_goes_away_the_run_goes_on_and_no_task_runs_twice(dying: DyingState) -> None:
@@ -329,18 +259,6 @@ async def test_the_time_before_a_run_was_resumed_counts(dying: DyingState) -> No
     final = await office.engine().resume_workflow("w")
     assert final.error_log[-1]["error_code"] == "WORKFLOW_TIMEOUT"
     await coordinator.stop()
-
-
-def monitor(*feedbacks: dict[str, Any] | None) -> Any:
-    """A monitor that gives these feedbacks one after the other, then none."""
-    left = list(feedbacks)
-
-    async def work(agent: ScriptedAgent, task: TaskDefinition) -> TaskResult:
-        given = left.pop(0) if left else None
-        output = {} if given is None else {"feedback": {"source_agent_id": "monitor", **given}}
-        return agent._create_result(task.task_id, TaskStatus.COMPLETED, json.loads(json.dumps(output)))
-
-    return work
 
 
 @pytest.mark.parametrize("severity", ["error", "critical"])

@@ -76,7 +76,14 @@ class MortalConductor(Conductor):
 
     async def connect(self) -> None:
         await super().connect()
-        sender = self._open("send tasks").dispatcher._sender
+        dispatcher = self._open("send tasks").dispatcher
+        dispatch, sender = dispatcher.dispatch, dispatcher._sender
+
+        async def mortal_dispatch(task: TaskDefinition, *arguments: Any, **options: Any) -> Any:
+            self.fate.step("before dispatching", task.task_id)
+            return await dispatch(task, *arguments, **options)
+
+        dispatcher.dispatch = mortal_dispatch  # type: ignore[method-assign]
         send = sender.send
 
         async def mortal(name: str, message: Any, queue: Any) -> None:
@@ -89,7 +96,7 @@ class MortalConductor(Conductor):
 
 ALL_KINDS = (
     *("before saving", "after saving", "before filing", "after filing"),
-    *("before sending", "after sending", "result of", "event"),
+    *("before dispatching", "before sending", "after sending", "result of", "event"),
 )
 
 

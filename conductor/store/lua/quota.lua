@@ -120,6 +120,7 @@ if lasts == 'period' then redis.call('ZREMRANGEBYSCORE', HELD, '-inf', now) end
 local sum, reserved = used()
 local ends = redis.call('ZSCORE', RESERVED, claim)
 if ends and tonumber(ends) > now then
+  if operation == 'reserve' then redis.call('ZADD', RESERVED, 'XX', now + lease, claim) end
   return {1, string.format('%.17g', sum - amount), '', 0}
 end
 if lasts == 'task' and sum + amount > ceiling then

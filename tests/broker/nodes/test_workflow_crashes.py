@@ -31,12 +31,12 @@ class Engines:
     """Engines in processes of their own, on the servers of a farm."""
 
     def __init__(self, farm: Farm, deaths: Path) -> None:
-        self._settings = farm.config.model_dump(include={"broker_url", "redis"}, exclude_none=True)
+        self.settings = farm.config.model_dump(include={"broker_url", "redis"}, exclude_none=True)
         self.deaths = deaths
         self.started: list[BaseProcess] = []
 
     def start(self, definition: WorkflowDefinition, *kinds: str) -> BaseProcess:
-        process = start_engine(self._settings, definition, self.deaths, kinds)
+        process = start_engine(self.settings, definition, self.deaths, kinds)
         self.started.append(process)
         return process
 
@@ -108,6 +108,21 @@ async def test_killed_at_every_step_the_run_completes_every_task_ran_once_and_ev
     }
     once = [one for one in published if not one.get("repeated")]
     assert [one["event"] for one in once].count("workflow_ended") <= 1
+
+
+async def test_what_a_dead_engine_had_reserved_is_taken_over(engines: Engines, conductor: Conductor) -> None:
+    names = [f"{kind}-{uuid.uuid4().hex}" for kind in ("budget", "slots")]
+    engines.settings["policies"] = [
+        {"budget": {"limit": 10, "name": names[0]}},
+        {"agent_type_concurrency": {"limits": {"coding": 1}, "name": names[1]}},
+    ]
+    definition = workflow(*(task().model_copy(update={"metadata": {"cost": 5}}) for _ in range(2)))
+    kinds = ("before dispatching", "before sending", "after sending")
+    codes = [await engines.run(definition, *kinds) for _ in range(7)]
+    assert codes == [-signal.SIGKILL] * 6 + [0]
+    final = await conductor.state.get_workflow_state(definition.workflow_id)
+    assert final is not None
+    assert (final.completed_task_count, final.error_log) == (2, [])
 
 
 async def test_a_task_of_another_workflow_that_has_the_same_id_is_not_taken_for_the_own_one(
