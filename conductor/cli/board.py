@@ -91,6 +91,8 @@ class Board:
 
     def on_event(self, event: WorkflowEvent) -> None:
         """Something happened in the run."""
+        if event.repeated:
+            return  # `restore` shows it.
         if event.event == "task_started" and event.task is not None:
             self.started(event.task.task_id, event.feedback_round)
         elif event.event == "task_ended" and event.task is not None and event.result is not None:

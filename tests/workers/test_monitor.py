@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from conductor.core.config import ConductorConfig
-from conductor.core.enums import AgentType, TaskStatus
+from conductor.core.enums import AgentStatus, AgentType, TaskStatus
 from conductor.core.exceptions import AgentError
 from conductor.core.fields import utc_now
 from conductor.core.messages import FeedbackPayload
 from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
-from conductor.core.state import WorkflowState
+from conductor.core.state import AgentState, WorkflowState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.message_bus import InMemoryMessageBus
 from conductor.orchestration.state_manager import InMemoryStateManager
@@ -64,6 +64,8 @@ async def save(coordinator: AgentCoordinator, names: tuple[str, ...] = tuple(RES
         )
     state = WorkflowState(workflow_id="w", status=TaskStatus.IN_PROGRESS, task_results=results)
     state.started_at = utc_now() - timedelta(seconds=100)
+    broken = AgentState(agent_id="a", agent_type=AgentType.TEST, status=AgentStatus.FAILED)
+    state.agent_states = {"a": broken, "b": AgentState(agent_id="b", agent_type=AgentType.TEST)}
     await coordinator.state_manager.save_workflow_state(state)
 
 
@@ -83,6 +85,7 @@ async def feedback_of(result: TaskResult) -> FeedbackPayload:
         ("min_tests_passed", 21, 22, "tests passed: 21, less than 22", ["test"]),
         ("max_tests_failed", 3, 2, "tests failed: 3, more than 2", ["test"]),
         ("max_failed_tasks", 1, 0, "failed tasks: 1, more than 0", ["test"]),
+        ("max_failed_agents", 1, 0, "failed agents: 1, more than 0", ["code", "review", "test"]),
         ("min_success_rate", 0.6, 0.7, "share of tasks completed: 0.666667, less than 0.7", ["test"]),
         ("max_duration_seconds", 3600, 99.5, "seconds: ", ["test"]),
     ],

@@ -17,12 +17,12 @@ SEVERITY, HEALTHY = "error", "info"
 
 
 class MonitorAgent(WorkAgent):
-    """Reads the results of a workflow from the state manager, checks them and gives feedback.
+    """Reads the results and the agents' states of a workflow, checks them and gives feedback.
 
     Input: `workflow_id` (default: the one in the task's metadata), `thresholds` (names to limits:
-    max_findings, max_complexity, min_tests_passed, max_tests_failed, max_failed_tasks, min_success_rate of 0
-    to 1, max_duration_seconds; default: max_failed_tasks 0) and `severity` of a crossed threshold (error; or
-    warning, critical). A value equal to its limit does not cross it.
+    max_findings, max_complexity, min_tests_passed, max_tests_failed, max_failed_tasks, max_failed_agents,
+    min_success_rate of 0 to 1, max_duration_seconds; default: max_failed_tasks 0) and `severity` of a crossed
+    threshold (error; or warning, critical). A value equal to its limit does not cross it.
 
     Output: `healthy`, `workflow_id`, and `feedback`, a FeedbackPayload: a finding and a recommendation for
     each crossed threshold, the tasks it comes from, and everything measured under `metrics`; its severity is

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from conductor.core.enums import TaskStatus
+from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.fields import utc_now
 from conductor.core.models import TaskResult
 from conductor.core.state import WorkflowState
@@ -86,6 +86,12 @@ def _failed_tasks(state: WorkflowState) -> Measure:
     return Measure(len(failed), failed, "see why the failed tasks failed")
 
 
+def _failed_agents(state: WorkflowState) -> Measure:
+    failed = {a.agent_id: a for a in state.agent_states.values() if a.status is AgentStatus.FAILED}
+    ids = [result.task_id for result in state.task_results.values() if result.agent_id in failed]
+    return Measure(len(failed), ids, f"see why {', '.join(failed)} failed, and start them again")
+
+
 def _success_rate(state: WorkflowState) -> Measure:
     done, failed = state.completed_task_count, _failed_tasks(state)
     total = done + failed.value
@@ -120,6 +126,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "min_tests_passed": Threshold(_tests_passed, "tests passed", "a test task", least=True),
     "max_tests_failed": Threshold(_tests_failed, "tests failed", "a test task"),
     "max_failed_tasks": Threshold(_failed_tasks, "failed tasks", "a task"),
+    "max_failed_agents": Threshold(_failed_agents, "failed agents", "a task"),
     "min_success_rate": Threshold(
         _success_rate, "share of tasks completed", "a task", least=True, whole=False, most=1
     ),
