@@ -123,6 +123,7 @@ async def test_the_feedback_tells_all_that_was_measured_and_what_to_do(coordinat
         "tests_passed": 21,
         "tests_failed": 3,
         "failed_tasks": 1,
+        "failed_agents": 1,
     }
     assert feedback.recommendations == [
         "mend the findings, first F841 (8), E501 (3), complexity (1)",
