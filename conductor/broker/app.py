@@ -137,7 +137,7 @@ def settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
 def _broker_settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
     url, work = addresses.broker_url, config.work
     options = transport.transport_options(url)
-    if transport.transport_name(url) is None:
+    if transport.is_rabbitmq(url):
         options |= {"confirm_publish": True}
     else:
         options |= {

@@ -14,10 +14,13 @@ from conductor.broker.topology import (
     CHANNEL_HEADER,
     EVENTS,
     TRIAL_HEADER,
+    dead_letter_queue,
     group_queue_name,
 )
 from conductor.broker.transport import kombu_connection
 from conductor.core.dead_letters import DeadLetter
+from conductor.core.exceptions import ConductorError
+from conductor.core.messages import AgentMessage
 from conductor.core.retry import RetryPolicy
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.group_process import GroupProcess
@@ -148,7 +151,7 @@ async def test_a_message_with_headers_that_are_not_ours_is_as_good_as_new(
     channel, inbox = unique("headers"), Inbox()
     queue, sent = group_queue_name(group, channel), a_message(1)
 
-    async def member(message: Any) -> None:
+    async def member(message: AgentMessage) -> None:
         await inbox(message)
         if then == "raise" and message.payload["number"] == 1:
             raise RuntimeError("always")
@@ -172,6 +175,23 @@ async def test_a_message_with_headers_that_are_not_ours_is_as_good_as_new(
     assert inbox.messages[0].metadata == {"attempt": 1, "redelivered": False}
     await bus.publish(channel, a_message(2))
     await wait_until(lambda: inbox.numbers[-1] == 2)
+
+
+async def test_what_a_group_gives_up_has_a_letter_after_the_queue_of_letters_was_deleted(
+    url: str, bus: KombuMessageBus, group: str
+) -> None:
+    channel, sent = unique("letterless"), [a_message(number) for number in range(3)]
+
+    async def refuse(message: AgentMessage) -> None:
+        raise ConductorError("wrong", "BAD_INPUT")
+
+    await bus.subscribe(channel, refuse, group=group)
+    for number, message in enumerate(sent):
+        await bus.publish(channel, message)
+        await wait_until(lambda message=message: filed_letters(url, message.message_id))  # type: ignore[misc]
+        if number == 0:
+            with kombu_connection(url) as connection:
+                dead_letter_queue()(connection.default_channel).delete()
 
 
 async def a_message_that_a_member_died_of(url: str, channel: str, group: str, number: int) -> None:
