@@ -138,7 +138,11 @@ def _broker_settings(config: ConductorConfig, addresses: Addresses) -> dict[str,
     url, work = addresses.broker_url, config.work
     options = transport.transport_options(url)
     if transport.is_rabbitmq(url):
-        options |= {"confirm_publish": True}
+        options |= {
+            "confirm_publish": True,
+            "keep_after": work.visibility_timeout,
+            "keep_interval": work.touch_interval,
+        }
     else:
         options |= {
             "visibility_timeout": work.visibility_timeout,

@@ -209,7 +209,12 @@ class Groups:
             from conductor.broker.group_amqp import AmqpGroupLink
 
             seen = None if settings.dedup_url is None else open_seen(settings.dedup_url)
-            return AmqpGroupLink(self._connect(), seen)
+            return AmqpGroupLink(
+                self._connect(),
+                seen,
+                keep_after=settings.visibility_timeout,
+                keep_interval=settings.touch_interval,
+            )
         from conductor.broker.group_redis import RedisGroupLink
 
         return RedisGroupLink(
