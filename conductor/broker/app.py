@@ -139,8 +139,12 @@ def settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
 def _broker_settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
     url, work = addresses.broker_url, config.work
     options = transport.transport_options(url)
-    if transport.transport_name(url) is None:
-        options |= {"confirm_publish": True}
+    if transport.is_rabbitmq(url):
+        options |= {
+            "confirm_publish": True,
+            "keep_after": work.visibility_timeout,
+            "keep_interval": work.touch_interval,
+        }
     else:
         options |= {
             "visibility_timeout": work.visibility_timeout,

@@ -73,8 +73,9 @@ def publish_dead_letter(producer: Producer, letter: DeadLetter) -> None:
     properties = letter.properties
     producer.publish(
         letter.body.encode(),
-        exchange=queue.exchange,
-        routing_key=queue.routing_key,
+        # On Redis it needs no binding, which somebody may have deleted together with the queue.
+        exchange="",
+        routing_key=queue.name,
         declare=[queue],
         delivery_mode=PERSISTENT,
         headers=to_jsonable_python(headers_of(letter), fallback=repr),

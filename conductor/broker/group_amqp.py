@@ -39,10 +39,18 @@ class AmqpGroupLink(AmqpLink):
 
     keeps_deliveries = False
 
-    def __init__(self, connection: Connection, seen: SeenMessages | None) -> None:
+    def __init__(
+        self, connection: Connection, seen: SeenMessages | None, *, keep_after: float, keep_interval: float
+    ) -> None:
+        """What a member has for `keep_after` seconds it has without limit; see `Channel.keep`."""
         super().__init__(connection)
         self.seen = seen
-        self._channel.basic_qos(0, 1, False)  # noqa: FBT003  one message for each consumer
+        self._keep_after = keep_after
+        self._keep_interval = keep_interval
+        self._keep_at = 0.0
+        # What it holds may be in a transaction, and transactions and confirmations exclude each other.
+        self._holding = connection.channel()
+        self._holding.basic_qos(0, 1, False)  # noqa: FBT003  one message for each consumer
         self._producer = connection.Producer(self._channel)
         self._inbox: list[Delivery] = []
         self._members: dict[str, Member] = {}
@@ -61,23 +69,25 @@ class AmqpGroupLink(AmqpLink):
         if member.window is not None and self.seen is not None:
             # Before anything is delivered that could not be looked up.
             self.seen.check()
-        queue = group_queue(member.group, member.pattern)(self._channel)
-        queue.declare()
+        queue = group_queue(member.group, member.pattern)
+        queue(self._channel).declare()
         self._members[member.tag] = member
         take = partial(self._take, member)
-        queue.consume(consumer_tag=member.tag, callback=take, no_ack=False, on_cancel=self._cancelled.append)
+        queue(self._holding).consume(
+            consumer_tag=member.tag, callback=take, no_ack=False, on_cancel=self._cancelled.append
+        )
 
     def leave(self, member: Member) -> None:
         """See `GroupLink.leave`."""
         if self._members.pop(member.tag, None) is not None:
-            self._channel.basic_cancel(member.tag)
+            self._holding.basic_cancel(member.tag)
 
     def receive(self) -> list[Delivery]:
         """See `GroupLink.receive`."""
         while self._readable(self._poll):
             # Not drain_events: it goes on to wait after a heartbeat.
             self._kombu.connection.blocking_read()
-        if not self._channel.is_open:
+        if not (self._channel.is_open and self._holding.is_open):
             raise RecoverableConnectionError("the broker closed the channel")
         self._forget_cancelled()
         received, self._inbox = self._inbox, []
@@ -89,12 +99,15 @@ class AmqpGroupLink(AmqpLink):
         if now >= self._check_at:
             self._kombu.heartbeat_check(rate=2)
             self._check_at = now + _CHECK_INTERVAL
-        # Waiting for a confirmation may have brought a delivery, of which the socket tells nothing more.
-        return 0.0 if self._inbox or self._cancelled else self._check_at - now
+        if now >= self._keep_at:
+            self._holding.keep(self._keep_after)
+            self._keep_at = now + self._keep_interval
+        # Waiting for an answer may have brought a delivery, of which the socket tells nothing more.
+        return 0.0 if self._inbox or self._cancelled else min(self._check_at, self._keep_at) - now
 
     def done(self, delivery: Delivery) -> None:
         """See `GroupLink.done`."""
-        self._channel.basic_ack(delivery.receipt)
+        self._holding.basic_ack(delivery.receipt)
 
     def later(self, delivery: Delivery, trial: Trial, seconds: float) -> None:
         """See `GroupLink.later`."""

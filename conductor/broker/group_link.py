@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from conductor.broker.topology import CHANNEL_HEADER, TRIAL_HEADER
+from conductor.core.fields import UtcDatetime
 from conductor.orchestration.groups import Trial
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from conductor.broker.group_seen import SeenMessages
     from conductor.core.dead_letters import DeadLetter
     from conductor.core.messages import AgentMessage
     from conductor.orchestration.message_bus import Callback
 
-_TIME: TypeAdapter[datetime | None] = TypeAdapter(datetime | None)
+_TIME: TypeAdapter[datetime | None] = TypeAdapter(UtcDatetime | None)
+#: What fits into a header of RabbitMQ's.
+_COUNT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=0, lt=2**31)])
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +63,9 @@ class Delivery:
     message: AgentMessage | None = None
 
     def __post_init__(self) -> None:
-        self.channel = self.headers.get(CHANNEL_HEADER, self.channel)
+        channel = self.headers.get(CHANNEL_HEADER)
+        if isinstance(channel, str):
+            self.channel = channel
         self.trial = _trial_of(self.headers.get(TRIAL_HEADER))
 
     def headers_for(self, trial: Trial) -> dict[str, Any]:
@@ -141,12 +146,12 @@ def _trial_of(known: object) -> Trial:
         return Trial()
     try:
         return Trial(
-            failures=int(known["failures"]),
-            losses=int(known["losses"]),
+            failures=_COUNT.validate_python(known["failures"]),
+            losses=_COUNT.validate_python(known["losses"]),
             first_failed_at=_TIME.validate_python(known["first_failed_at"] or None),
             returned=bool(known["returned"]),
         )
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, OverflowError):
         # Somebody else's header: the message is as good as new.
         return Trial()
 

@@ -11,7 +11,7 @@ from conductor.broker.group_link import Delivery, GroupLink, Member
 from conductor.broker.group_seen import open_seen
 from conductor.broker.group_thread import GroupThread
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS, group_queue_name
-from conductor.broker.transport import transport_name
+from conductor.broker.transport import is_rabbitmq
 from conductor.core.channels import DLQ
 from conductor.core.dead_letters import announcement
 from conductor.core.exceptions import MessageBusError
@@ -194,7 +194,7 @@ class Groups:
         return thread
 
     def _require_store(self) -> None:
-        if transport_name(self._settings.url) is None and self._settings.dedup_url is None:
+        if is_rabbitmq(self._settings.url) and self._settings.dedup_url is None:
             raise MessageBusError(
                 "RabbitMQ cannot note which messages a group had: `deduplicate` needs a Redis. Give the bus "
                 "`dedup_url`, for example KombuMessageBus(url, dedup_url='redis://localhost:6379/0'), or use "
@@ -205,11 +205,16 @@ class Groups:
     def _open_link(self) -> GroupLink:
         """Connect; runs in the thread."""
         settings = self._settings
-        if transport_name(settings.url) is None:
+        if is_rabbitmq(settings.url):
             from conductor.broker.group_amqp import AmqpGroupLink
 
             seen = None if settings.dedup_url is None else open_seen(settings.dedup_url)
-            return AmqpGroupLink(self._connect(), seen)
+            return AmqpGroupLink(
+                self._connect(),
+                seen,
+                keep_after=settings.visibility_timeout,
+                keep_interval=settings.touch_interval,
+            )
         from conductor.broker.group_redis import RedisGroupLink
 
         return RedisGroupLink(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conductor.broker.dead_letters import letter_of
-from conductor.broker.transport import transport_name
+from conductor.broker.transport import is_rabbitmq
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -60,7 +60,7 @@ class Shelf(Protocol):
 
 def open_shelf(url: str, connection: Connection, busy_timeout: float) -> Shelf:
     """Give the shelf of a broker over a connection that is made."""
-    if transport_name(url) is None:
+    if is_rabbitmq(url):
         from conductor.broker.letter_shelf_amqp import AmqpShelf
 
         return AmqpShelf(connection, busy_timeout)

@@ -167,6 +167,6 @@ class SentinelTransport(_TransportMixin, transport.SentinelTransport):
     Channel = SentinelChannel
 
 
-def node_transport_name(url: str) -> str | None:
-    """What a node gives Celery as `broker_transport` for this URL; None for RabbitMQ."""
-    return _TRANSPORTS.get(transport.scheme_of(url))
+def node_transport_name(url: str) -> str:
+    """What a node gives Celery as `broker_transport` for this URL."""
+    return _TRANSPORTS.get(transport.scheme_of(url)) or transport.transport_name(url)

@@ -13,7 +13,7 @@ from conductor.broker.origins import Origins
 from conductor.broker.publisher import Publisher
 from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tally
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
-from conductor.broker.transport import kombu_connection, transport_name
+from conductor.broker.transport import is_rabbitmq, kombu_connection
 from conductor.broker.turn import Turn
 from conductor.broker.wire import Address, Receiver, Sender, unavailable
 from conductor.core.exceptions import MessageBusError
@@ -218,7 +218,7 @@ class Session:
 
     def _open_receiver(self, confirmed: Callable[[Address], None]) -> Receiver:
         connection = self._connection(_HEARTBEAT)
-        if transport_name(self._settings.url) is None:
+        if is_rabbitmq(self._settings.url):
             from conductor.broker.wire_amqp import AmqpReceiver
 
             return AmqpReceiver(connection, confirmed)
@@ -229,7 +229,7 @@ class Session:
 
 def open_sender(connection: Connection, url: str) -> Sender:
     """Open the way on which events go to the broker at `url`; blocks, and raises what kombu raises."""
-    if transport_name(url) is None:
+    if is_rabbitmq(url):
         from conductor.broker.wire_amqp import AmqpSender
 
         return AmqpSender(connection)

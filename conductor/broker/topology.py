@@ -9,9 +9,9 @@ a topic and a direct exchange.
 | event | conductor.events | the channel, on RabbitMQ translated | one per bus and pattern, dies with it |
 | reply | conductor.replies | id of the asking bus, or `REPLY_TO_ANY` | one per asking bus, dies with it |
 | event, shared | conductor.events | as above | conductor.group.<group>.<digest of pattern>, durable |
-| retry, RabbitMQ | default exchange | name of the queue | that with .retry.<milliseconds>, vanishes unused |
-| work | conductor.work | name of the queue | conductor.agent.<id>, conductor.type.<type>, durable |
-| dead letters | conductor.work | name of the queue | conductor.dlq, durable |
+| retry, RabbitMQ | default | name of the queue | that with .retry.<milliseconds>, vanishes unused |
+| work | conductor.work, default | name of the queue | conductor.agent.<id>, conductor.type.<type>, durable |
+| dead letters | default | name of the queue | conductor.dlq, durable |
 """
 
 from __future__ import annotations
@@ -97,6 +97,11 @@ def type_queue(agent_type: AgentType) -> Queue:
 def work_queue(name: str) -> Queue | None:
     """The queue of tasks that has this name; None for any other name."""
     return _work_queue(name) if name.startswith((AGENT_QUEUE_PREFIX, _TYPE_QUEUE_PREFIX)) else None
+
+
+def durable_queue(name: str) -> Queue | None:
+    """The queue of tasks or of dead letters that has this name; None for any other name."""
+    return dead_letter_queue() if name == DEAD_LETTERS else work_queue(name)
 
 
 def dead_letter_queue() -> Queue:

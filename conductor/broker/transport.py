@@ -1,7 +1,7 @@
 """Our variants of kombu's Redis transports, and the one way to open a connection to a broker.
 
 For Celery: `broker_transport = transport_name(url)` beside `broker_url = url`, and `transport_options(url)`
-merged into `broker_transport_options`. For RabbitMQ `transport_name` is None, which is Celery's default.
+merged into `broker_transport_options`. That of RabbitMQ is in `amqp_transport`.
 
 What differs from kombu 5.7:
 - One redis client per channel and pool instead of one per command: redis-py 8 builds a table of 170 reply
@@ -35,6 +35,7 @@ from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
+from conductor.broker.amqp_transport import TRANSPORTS as AMQP_TRANSPORTS
 from conductor.broker.results import script
 from conductor.broker.topology import EVENTS, REPLIES, WORK
 from conductor.core.config import mask_url
@@ -48,14 +49,13 @@ _TRANSPORTS = {
     "redis": f"{_MODULE}:Transport",
     "rediss": f"{_MODULE}:TLSTransport",
     "sentinel": f"{_MODULE}:SentinelTransport",
-    "amqp": None,
-    "amqps": None,
+    **AMQP_TRANSPORTS,
 }
 #: Schemes of the brokers we know.
 SCHEMES = tuple(_TRANSPORTS)
 
 # `Connection.as_uri`, which Celery prints and Flower parses, shows the word behind the class.
-Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.items() if name})
+Connection.resolve_aliases.update({name: scheme for scheme, name in _TRANSPORTS.items()})
 
 
 class QoS(kombu_redis.QoS):  # type: ignore[misc]
@@ -259,7 +259,12 @@ def scheme_of(url: str) -> str:
     return scheme
 
 
-def transport_name(url: str) -> str | None:
+def is_rabbitmq(url: str) -> bool:
+    """Whether the broker at `url` is RabbitMQ; else it is a Redis or Valkey."""
+    return scheme_of(url) in AMQP_TRANSPORTS
+
+
+def transport_name(url: str) -> str:
     """What to give kombu as `transport`, and Celery as `broker_transport`, for this URL."""
     return _TRANSPORTS[scheme_of(url)]
 
@@ -292,7 +297,7 @@ def kombu_connection(
     `heartbeat_check` in time. `confirm_publish` makes RabbitMQ say that it has what was published.
     """
     options = transport_options(url)
-    if transport_name(url) is None:
+    if is_rabbitmq(url):
         options |= {
             "read_timeout": io_timeout,
             "write_timeout": io_timeout,

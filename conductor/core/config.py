@@ -118,14 +118,15 @@ class BusConfig(_Section):
 
 
 class WorkConfig(_Section):
-    """How tasks survive crashes; times in seconds, the first three for Redis only."""
+    """How tasks survive crashes; times in seconds."""
 
     visibility_timeout: Seconds = 15.0
-    """How long a message that nobody touches stays with the node that took it."""
+    """How long a message that nobody touches stays with the node that took it; on RabbitMQ, how long until a
+    node has the broker wait for it without limit."""
     touch_interval: Seconds = 3.0
-    """How often a node touches the messages it holds."""
+    """How often a node touches the messages it holds, or looks which to have the broker wait for."""
     restore_interval: Seconds = 3.0
-    """How often a node looks for messages that others abandoned."""
+    """How often a node looks for messages that others abandoned; on Redis only."""
     hard_limit_grace: Seconds = 5.0
     """How long after its soft time limit a task is killed."""
 

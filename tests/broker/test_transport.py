@@ -13,7 +13,7 @@ import redis
 from kombu.asynchronous import Hub
 
 from conductor.broker import topology
-from conductor.broker.transport import kombu_connection, transport_name, transport_options
+from conductor.broker.transport import kombu_connection, transport_options
 from conductor.core.exceptions import ConfigurationError
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until_sync
@@ -50,11 +50,6 @@ def test_sentinels_are_asked_for_the_master_of_the_url() -> None:
     connection = kombu_connection(url)
     assert connection.alt == ["sentinel://one:26379", "sentinel://two:26379/0"]
     assert connection.transport_options["master_name"] == "main"
-
-
-def test_rabbitmq_uses_kombus_own_transport() -> None:
-    assert transport_name("amqp://host") is None
-    assert transport_name("amqps://host") is None
 
 
 def test_an_unknown_broker_lists_the_known_ones() -> None:

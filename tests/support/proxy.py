@@ -19,6 +19,7 @@ class Proxy:
         self._forwards = asyncio.Event()
         self._forwards.set()
         self._last_words: bytes | None = None
+        self.cut = asyncio.Event()
         self._held_words: bytes | None = None
         self.holds = asyncio.Event()
         self._released = asyncio.Event()
@@ -52,7 +53,10 @@ class Proxy:
         self._forwards.clear()
 
     def cut_at(self, words: bytes) -> None:
-        """Cut all connections, and refuse new ones, when the server sends `words`: nobody gets them."""
+        """Cut all connections, and refuse new ones, when the server sends `words`: nobody gets them.
+
+        `cut` tells that it did; from `start` on `words` are nothing special any more.
+        """
         self._last_words = words
 
     def hold(self, words: bytes) -> None:
@@ -89,6 +93,8 @@ class Proxy:
             while data := await reader.read(65536):
                 if is_the_end(data):
                     await self.stop()
+                    self._last_words = None
+                    self.cut.set()
                     return
                 await self._forwards.wait()
                 if self._held_words is not None and self._held_words in data:

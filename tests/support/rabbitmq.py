@@ -1,5 +1,6 @@
 """A RabbitMQ virtual host of the tests' own on the machine's server, where there is one."""
 
+import functools
 import os
 import shutil
 import socket
@@ -7,10 +8,15 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.waiting import wait_until_sync
 
 HOST, PORT = "127.0.0.1", 5672
 REQUIRED = "CONDUCTOR_TEST_REQUIRE_RABBITMQ"
 URL = "CONDUCTOR_TEST_RABBITMQ_URL"
+#: Debian's wrapper of the same name does not let settings through.
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 def _ctl(*arguments: str) -> str:
@@ -49,6 +55,65 @@ def virtual_host() -> Iterator[str]:
         yield f"amqp://guest:guest@{HOST}:{PORT}/{name}"
     finally:
         _ctl("delete_vhost", name)
+
+
+def server_absence() -> str | None:
+    """Why no RabbitMQ of a test's own can be started, or None where one can."""
+    if not SERVER.exists():
+        return f"no {SERVER}, which the test starts with settings of its own"
+    return None
+
+
+@contextmanager
+def server(directory: Path, consumer_timeout: float) -> Iterator[str]:
+    """The URL of a RabbitMQ of one's own, which waits so many seconds for acknowledgements."""
+    settings = directory / "rabbitmq.conf"
+    port, distribution_port = _free_port(), _free_port()
+    lines = [f"listeners.tcp.1 = {HOST}:{port}", f"consumer_timeout = {consumer_timeout * 1000:.0f}"]
+    settings.write_text("\n".join(lines) + "\n")
+    (directory / "plugins").touch()
+    # It looks once a minute by itself.
+    erlang = "-rabbit channel_tick_interval 500 -kernel inet_dist_use_interface {127,0,0,1} +S 1:1"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(directory),  # for the cookie
+        "LANG": "C.UTF-8",
+        "ERL_EPMD_ADDRESS": HOST,
+        "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
+        "RABBITMQ_NODENAME": f"conductor-test-{uuid.uuid4().hex[:12]}@localhost",
+        "RABBITMQ_DIST_PORT": str(distribution_port),
+        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_CONFIG_FILE": str(settings),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": erlang,
+    }
+    with (directory / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [SERVER], env=environment, cwd=directory, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        started = functools.partial(_is_up, process, port, directory / "output")
+        wait_until_sync(started, timeout=90, interval=0.2)
+        yield f"amqp://guest:guest@{HOST}:{port}//"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _is_up(process: subprocess.Popen[bytes], port: int, output: Path) -> bool:
+    assert process.poll() is None, output.read_text()[-2000:]
+    try:
+        socket.create_connection((HOST, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def connections(url: str) -> set[str]:

@@ -1,0 +1,173 @@
+"""Our variant of kombu's RabbitMQ transport: nothing is lost when it is sent, or while it is worked on.
+
+- Work that was published is in its queue, or that is an error. kombu remembers for each connection what it
+  declared, and RabbitMQ confirms also what it can put nowhere: a message for a queue that somebody deleted
+  meanwhile would vanish without a word.
+- A message may be worked on for longer than RabbitMQ's `consumer_timeout`, 30 minutes by default, after which
+  RabbitMQ closes the channel and delivers it again. Only 3.12 and later allow a limit for each queue.
+- Where that timeout strikes nevertheless, the connection counts as lost: celery 5.7 would end its worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
+from kombu import Connection
+from kombu.transport import pyamqp
+
+from conductor.broker.topology import WORK, durable_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "conductor.broker.amqp_transport"
+TRANSPORTS = {"amqp": f"{_MODULE}:Transport", "amqps": f"{_MODULE}:TLSTransport"}
+
+Connection.resolve_aliases.update({name: scheme for scheme, name in TRANSPORTS.items()})
+
+
+class Channel(pyamqp.Channel):  # type: ignore[misc]
+    """A channel of `Transport`. One that consumes must publish nothing once `keep` was called."""
+
+    _transacts: bool
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._forget()
+        super().__init__(*arguments, **options)
+
+    def basic_publish_confirm(
+        self, msg: Any, exchange: str = "", routing_key: str = "", mandatory: bool = False, **options: Any
+    ) -> None:
+        """Return when the broker has it; work that no queue takes is a ChannelError."""
+        if exchange != WORK and (exchange or durable_queue(routing_key) is None):
+            super().basic_publish_confirm(msg, exchange, routing_key, mandatory, **options)
+            return
+        returned = self._publish_work(msg, exchange, routing_key, options)
+        if returned is not None and (queue := durable_queue(routing_key)) is not None:
+            queue(self).declare()
+            returned = self._publish_work(msg, exchange, routing_key, options)
+        if returned is not None:
+            raise returned
+
+    def _publish_work(
+        self, msg: Any, exchange: str, routing_key: str, options: dict[str, Any]
+    ) -> Exception | None:
+        """Publish; gives the error with which it came back, which RabbitMQ sends before the confirmation."""
+        returned: list[Exception] = []
+
+        def note(error: Exception, *_: Any) -> None:
+            returned.append(error)
+
+        self.events["basic_return"].add(note)
+        try:
+            super().basic_publish_confirm(msg, exchange, routing_key, mandatory=True, **options)
+        finally:
+            self.events["basic_return"].discard(note)
+        return returned[0] if returned else None
+
+    def basic_consume(
+        self, queue: str = "", *arguments: Any, callback: Any = None, no_ack: bool = False, **options: Any
+    ) -> Any:
+        """Also note what is delivered, and when."""
+
+        def take(message: Any) -> None:
+            self._held[message.delivery_tag] = time.monotonic()
+            callback(message)
+
+        taking = callback if no_ack or callback is None else take
+        return super().basic_consume(queue, *arguments, callback=taking, no_ack=no_ack, **options)
+
+    def keep(self, age: float) -> None:
+        """Have RabbitMQ wait without limit for what is held here since `age` seconds or more.
+
+        It is acknowledged in a transaction that is not committed: RabbitMQ then does not count the time any
+        more, but gives it back like the rest when the connection is lost.
+        """
+        until = time.monotonic() - age
+        due = [tag for tag, since in self._held.items() if since <= until and tag not in self._kept]
+        if not due:
+            return
+        if not self._transacts:
+            self.tx_select()
+            self._transacts = True
+        for tag in due:
+            super().basic_ack(tag)
+            self._kept.add(tag)
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        """Acknowledge a message; of several at once none may be kept."""
+        self._settle(delivery_tag, partial(super().basic_ack, delivery_tag, multiple))
+
+    def basic_reject(self, delivery_tag: int, requeue: bool) -> None:
+        """Give a message back, or throw it away."""
+        self._settle(delivery_tag, partial(super().basic_reject, delivery_tag, requeue))
+
+    def _settle(self, tag: int, settle: Callable[[], None]) -> None:
+        self._held.pop(tag, None)
+        if not self._transacts:
+            settle()
+            return
+        if self._kept:
+            self.tx_rollback()
+        settle()
+        self.tx_commit()
+        self._kept.discard(tag)
+        for other in self._kept:
+            super().basic_ack(other)
+
+    def _on_close(self, reply_code: int, reply_text: str, class_id: int, method_id: int) -> None:
+        self._forget()
+        try:
+            super()._on_close(reply_code, reply_text, class_id, method_id)
+        except PreconditionFailed as error:
+            if "delivery acknowledgement" not in reply_text:
+                raise
+            raise RecoverableConnectionError(reply_text) from error
+
+    def _forget(self) -> None:
+        self._held: dict[int, float] = {}
+        """What is delivered and not settled, with the time it came."""
+        self._kept: set[int] = set()
+        """Those of it that are acknowledged in the transaction."""
+        self._transacts = False
+
+
+class AmqpConnection(pyamqp.Connection):  # type: ignore[misc]
+    """A connection with such channels."""
+
+    Channel = Channel
+
+
+class _TransportMixin:
+    """Keeps what is held while Celery's event loop runs."""
+
+    Connection = AmqpConnection
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        options = connection.client.transport_options
+        if interval := options.get("keep_interval"):
+            loop.call_repeatedly(interval, self._keep, connection, options["keep_after"])
+
+    def _keep(self, connection: Any, age: float) -> None:
+        for channel in list((connection.channels or {}).values()):
+            try:
+                if isinstance(channel, Channel):
+                    channel.keep(age)
+            except connection.connection_errors:
+                # The main loop meets the broken connection as well, and handles it.
+                logger.debug("keeping unacknowledged messages failed", exc_info=True)
+
+
+class Transport(_TransportMixin, pyamqp.Transport):  # type: ignore[misc]
+    """amqp://"""
+
+
+class TLSTransport(_TransportMixin, pyamqp.SSLTransport):  # type: ignore[misc]
+    """amqps://"""
