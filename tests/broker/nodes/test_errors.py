@@ -244,20 +244,32 @@ async def test_a_message_without_any_header_is_kept(
     assert (letter.reason, letter.body) == ("undecodable", f"hello {mark}")
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        "rubbish",
+        '{"body": 5, "headers": {}, "properties": PROPERTIES}',
+        '{"body": "abc", "headers": [1], "properties": PROPERTIES}',
+        '{"body": "abc", "headers": null, "properties": PROPERTIES}',
+        '{"body": "abc", "headers": {}, "properties": PROPERTIES}',
+    ],
+)
 async def test_an_item_that_is_no_message_of_kombus_is_kept(
-    conductor: Conductor, agent: AgentNode, farm: Farm
+    conductor: Conductor, agent: AgentNode, farm: Farm, item: str
 ) -> None:
     if farm.addresses.broker_url.startswith("amqp"):
         pytest.skip("RabbitMQ takes messages only")
-    client = redis.Redis.from_url(farm.addresses.broker_url)
     mark = uuid.uuid4().hex
-    await client.lpush(agent.worker_queue, f"rubbish {mark}".encode())
+    place = {"exchange": topology.WORK, "routing_key": agent.worker_queue}
+    properties = {"body_encoding": "base64", "delivery_tag": mark, "delivery_info": place}
+    raw = item.replace("PROPERTIES", json.dumps(properties))
+    async with redis.Redis.from_url(farm.addresses.broker_url) as client:
+        await client.lpush(agent.worker_queue, raw.replace("rubbish", mark))
     letter = await wait_until(lambda: _letter_with(conductor, mark))
-    await client.aclose()
-    assert letter.reason is DeadLetterReason.UNDECODABLE
-    assert (
-        await (await conductor.dispatch(task(), agent.agent_id)).result(20)
-    ).status is TaskStatus.COMPLETED
+    await echo(conductor, agent)
+    assert (letter.reason, letter.queue) == ("undecodable", agent.worker_queue)
+    letters = await conductor.dead_letters.list(limit=None)
+    assert len([one for one in letters if _in_base64(mark, one)]) == 1
 
 
 async def test_a_task_for_an_agent_that_nobody_has_ever_seen_is_kept(
