@@ -22,7 +22,7 @@ from conductor.broker.results import (
     timeout_response,
 )
 from conductor.broker.shared_breaker import breaker_of
-from conductor.broker.task_letters import Fate, Original
+from conductor.broker.task_letters import Fate, Original, as_json
 from conductor.broker.unclaimed import AT_ONCE, MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import TaskStatus
@@ -113,7 +113,7 @@ class NodeDesk:
 
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
-        fate = Fate(DeadLetterReason.UNDECODABLE)
+        fate, reason = Fate(DeadLetterReason.UNDECODABLE), str(as_json(reason))
         run = Run.in_message(message, Original.of_message(message))
         result = result_without_agent(
             run.task_id or fate.letter_id, UNKNOWN_AGENT, TaskStatus.FAILED, reason, "INVALID_TASK"

@@ -8,6 +8,7 @@ from pytest_celery import CeleryTestSetup
 
 from conductor.broker.addresses import Addresses
 from conductor.client import Conductor
+from conductor.core.dead_letters import DeadLetter
 from conductor.core.enums import AgentType
 from conductor.core.models import TaskDefinition
 from tests.support.agents import TEST_IS_OVER
@@ -118,3 +119,8 @@ def task(
     timeout = orders.pop("timeout", 60)
     data = {"do": do, **{name: str(v) if isinstance(v, Path) else v for name, v in orders.items()}}
     return TaskDefinition(name=f"to {do}", assigned_to=assigned_to, input_data=data, timeout_seconds=timeout)
+
+
+async def letters_of(conductor: Conductor, task_id: str) -> list[DeadLetter]:
+    """Find the dead letters of a task."""
+    return [one for one in await conductor.dead_letters.list(limit=None) if one.task_id == task_id]
