@@ -16,16 +16,9 @@ from conductor.client import Conductor
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.messages import AgentMessage
-from tests.broker.nodes.conftest import letters_of, task
+from tests.broker.nodes.conftest import echo, letters_of, task
 from tests.support.nodes import AgentNode, Farm
 from tests.support.waiting import wait_until
-
-
-async def echo(conductor: Conductor, agent: AgentNode) -> None:
-    """See that the agent works."""
-    result = await (await conductor.dispatch(task(), agent.agent_id)).result(20)
-    assert result.status is TaskStatus.COMPLETED
-
 
 HEADERS = {"lang": "py", "task": "conductor.execute_task", "root_id": None, "parent_id": None}
 JSON, YEAR_10000 = "application/json", "9999-12-31T23:59:59.999999-12:00"
@@ -107,13 +100,27 @@ async def test_a_pickle_is_kept_and_the_node_works_on(
     await _is_kept(conductor, agent, farm, b"\x80\x04N.", content_type="application/x-python-serialize")
 
 
+async def test_headers_that_fill_a_frame_are_kept_and_replayed(
+    conductor: Conductor, agent: AgentNode, farm: Farm
+) -> None:
+    task_id, many = uuid.uuid4().hex, {"note": "n" * 100_000, "numbers": list(range(2000))}
+    headers = {**HEADERS, "task": "somebody.elses", "id": task_id, **many}
+    await asyncio.to_thread(_publish, farm, agent.agent_id, body(), headers, JSON)
+    (letter,) = await wait_until(lambda: letters_of(conductor, task_id))
+    assert (letter.body, letter.headers | headers) == (body(), letter.headers)
+    assert (await conductor.dead_letters.replay(letter.letter_id)).replayed == [letter.letter_id]
+    (again,) = await wait_until(lambda: letters_of(conductor, task_id))
+    assert (again.body, again.headers | headers) == (body(), again.headers)
+    assert again.letter_id != letter.letter_id
+
+
 @pytest.mark.parametrize("task_id", [5, [1], "", None, "\ud800"])
 async def test_a_task_whose_id_is_no_text_is_kept(
     conductor: Conductor, agent: AgentNode, farm: Farm, task_id: Any
 ) -> None:
     mark = uuid.uuid4().hex
     text = body(kwargs={"run": mark})
-    await asyncio.to_thread(_publish, farm, agent, text, {**HEADERS, "id": task_id}, JSON)
+    await asyncio.to_thread(_publish, farm, agent.agent_id, text, {**HEADERS, "id": task_id}, JSON)
     letter = await wait_until(lambda: _letter_with(conductor, mark))
     await echo(conductor, agent)
     assert (letter.reason, letter.queue) == ("undecodable", agent.worker_queue)
@@ -132,7 +139,7 @@ async def test_a_request_needs_no_time_limit(agent: AgentNode, farm: Farm) -> No
     request_id = uuid.uuid4().hex
     headers = {**HEADERS, "task": "conductor.handle_message", "id": request_id, "timelimit": None}
     text = body([QUESTION], {"agent_id": agent.agent_id})
-    await asyncio.to_thread(_publish, farm, agent, text, headers, JSON)
+    await asyncio.to_thread(_publish, farm, agent.agent_id, text, headers, JSON)
     answer = await asyncio.to_thread(AsyncResult(request_id, app=farm.app).get, 20)
     assert answer["payload"]["echo"] == "yes"
 
@@ -140,7 +147,7 @@ async def test_a_request_needs_no_time_limit(agent: AgentNode, farm: Farm) -> No
 async def test_an_expiry_after_the_last_year_is_one(agent: AgentNode, farm: Farm) -> None:
     task_id = uuid.uuid4().hex
     headers = {**HEADERS, "id": task_id, "expires": YEAR_10000}
-    await asyncio.to_thread(_publish, farm, agent, body(), headers, JSON)
+    await asyncio.to_thread(_publish, farm, agent.agent_id, body(), headers, JSON)
     result = await asyncio.to_thread(AsyncResult(task_id, app=farm.app).get, 20)
     assert result["status"] == "completed"
 
@@ -149,9 +156,20 @@ async def test_a_message_without_any_header_is_kept(
     conductor: Conductor, agent: AgentNode, farm: Farm
 ) -> None:
     mark = uuid.uuid4().hex
-    await asyncio.to_thread(_publish, farm, agent, f"hello {mark}", {}, "text/plain")
+    await asyncio.to_thread(_publish, farm, agent.agent_id, f"hello {mark}", {}, "text/plain")
     letter = await wait_until(lambda: _letter_with(conductor, mark))
     assert (letter.reason, letter.body) == ("undecodable", f"hello {mark}")
+
+
+async def test_messages_without_an_id_for_an_agent_that_is_forgotten_are_each_kept(
+    conductor: Conductor, farm: Farm
+) -> None:
+    nobody, marks = f"nobody-{uuid.uuid4().hex[:8]}", [uuid.uuid4().hex for _ in range(2)]
+    for mark in marks:
+        await asyncio.to_thread(_publish, farm, nobody, mark, {}, JSON)
+    await conductor.forget_agents([nobody])
+    letters = [await _letter_with(conductor, mark) for mark in marks]
+    assert [letter and letter.reason for letter in letters] == ["unknown_agent"] * 2
 
 
 @pytest.mark.parametrize(
@@ -193,7 +211,7 @@ async def _is_kept(
     """Send a message: it becomes one dead letter, its failure is told, and the node does the next task."""
     task_id = str(uuid.uuid4())
     headers = {**HEADERS, "id": task_id, **(changes or {})}
-    await asyncio.to_thread(_publish, farm, agent, text, headers, content_type)
+    await asyncio.to_thread(_publish, farm, agent.agent_id, text, headers, content_type)
     await echo(conductor, agent)
     (letter,) = await wait_until(lambda: letters_of(conductor, task_id))
     assert (letter.reason, letter.queue) == ("undecodable", agent.worker_queue)
@@ -212,11 +230,11 @@ def _in_base64(mark: str, letter: DeadLetter) -> bool:
 
 
 def _publish(
-    farm: Farm, node: AgentNode, body: bytes | str, headers: dict[str, Any], content_type: str
+    farm: Farm, agent_id: str, body: bytes | str, headers: dict[str, Any], content_type: str
 ) -> None:
     connection = kombu_connection(farm.addresses.broker_url)
     with connection:
-        queue = topology.agent_queue(node.agent_id)
+        queue = topology.agent_queue(agent_id)
         connection.Producer().publish(
             body if isinstance(body, bytes) else body.encode(),
             exchange=queue.exchange,

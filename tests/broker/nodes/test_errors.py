@@ -18,7 +18,7 @@ from conductor.core.enums import AgentType, MessageType, Priority, TaskStatus
 from conductor.core.exceptions import ConfigurationError, MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
-from tests.broker.nodes.conftest import letters_of, task
+from tests.broker.nodes.conftest import echo, letters_of, task
 from tests.support.agents import notes
 from tests.support.buses import Inbox
 from tests.support.nodes import AgentNode, Farm
@@ -102,6 +102,25 @@ async def test_retries_that_are_used_up_end_in_a_dead_letter(
     (message,) = announced.messages
     assert message.metadata["dead_letter"]["letter_id"] == letter.letter_id
     assert not escalated.messages
+
+
+@pytest.mark.parametrize("name", ["n" * 70_000, "n" * 300_000, "\u754c" * 40_000])
+async def test_a_task_with_a_very_long_name_ends_and_can_be_replayed(
+    conductor: Conductor, agent: AgentNode, name: str
+) -> None:
+    order = task("fail", say=name).model_copy(update={"name": name})
+    result = await (await conductor.dispatch(order, agent.agent_id)).result(20)
+    letter = await the_letter(conductor, order.task_id)
+    assert (result.status, letter.task_name, letter.queue) == (TaskStatus.FAILED, name, agent.worker_queue)
+    assert json.loads(letter.body)[0] == [order.model_dump(mode="json")]
+    await echo(conductor, agent)
+    assert (await conductor.dead_letters.replay(letter.letter_id)).replayed == [letter.letter_id]
+    assert (await (await conductor.handle(order.task_id)).result(20)).status is TaskStatus.FAILED
+    again = await the_letter(conductor, order.task_id)
+    assert (again.letter_id != letter.letter_id, json.loads(again.body)[0]) == (
+        True,
+        json.loads(letter.body)[0],
+    )
 
 
 async def test_another_error_is_escalated_and_kept(
