@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
@@ -22,14 +23,20 @@ __all__ = [
     "headers_of",
     "letter_of",
     "publish_dead_letter",
+    "wire_form",
 ]
 
 #: What the headers that say why a message is dead begin with; its own headers stay beside them.
 PREFIX = "conductor_dead_"
 BASE64 = "base64"
 
-#: Characters that are kept: all headers of a message have to fit into one frame of RabbitMQ's, 128 KiB.
+#: Characters that are kept.
 TRACEBACK_LIMIT, MESSAGE_LIMIT = 24_000, 4_000
+#: Bytes of all headers as JSON. RabbitMQ's form of them, which has to fit into one frame, 128 KiB, is at most
+#: 2.5 times as long.
+HEADERS_LIMIT = 50_000
+#: The only header of a letter which is in its body as a whole, because its headers would be longer than that.
+WHOLE = f"{PREFIX}whole"
 PERSISTENT = 2
 
 _ORIGINAL = ("body", "headers")
@@ -56,11 +63,22 @@ def headers_of(letter: DeadLetter) -> dict[str, Any]:
     ours["error_message"] = letter.error_message[:MESSAGE_LIMIT]
     if letter.traceback is not None:
         ours["traceback"] = letter.traceback[-TRACEBACK_LIMIT:]
-    return {**letter.headers, **{f"{PREFIX}{name}": value for name, value in ours.items()}}
+    original = {name: value for name, value in letter.headers.items() if not name.startswith(PREFIX)}
+    return {**original, **{f"{PREFIX}{name}": value for name, value in ours.items()}}
+
+
+def wire_form(letter: DeadLetter) -> tuple[str, dict[str, Any]]:
+    """Give the body and the headers of the message that a letter is sent as."""
+    headers = to_jsonable_python(headers_of(letter), fallback=repr)
+    if len(json.dumps(headers)) <= HEADERS_LIMIT:
+        return letter.body, headers
+    return json.dumps([letter.body, headers]), {WHOLE: True}
 
 
 def letter_of(body: bytes | str, headers: Mapping[str, Any]) -> DeadLetter:
     """Read a letter; ValueError where the headers are not those of one."""
+    if WHOLE in headers:
+        body, headers = json.loads(body)
     ours = {name.removeprefix(PREFIX): value for name, value in headers.items() if name.startswith(PREFIX)}
     original = {name: value for name, value in headers.items() if not name.startswith(PREFIX)}
     text = body if isinstance(body, str) else body.decode("utf-8", "replace")
@@ -71,14 +89,15 @@ def publish_dead_letter(producer: Producer, letter: DeadLetter) -> None:
     """Put a letter into the durable queue; blocks, and raises what kombu raises."""
     queue = dead_letter_queue()
     properties = letter.properties
+    body, headers = wire_form(letter)
     producer.publish(
-        letter.body.encode(),
+        body.encode(),
         # On Redis it needs no binding, which somebody may have deleted together with the queue.
         exchange="",
         routing_key=queue.name,
         declare=[queue],
         delivery_mode=PERSISTENT,
-        headers=to_jsonable_python(headers_of(letter), fallback=repr),
+        headers=headers,
         content_type=properties.get("content_type") or "application/json",
         content_encoding="utf-8",
         correlation_id=properties.get("correlation_id"),

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 REPLY_TIMEOUT = 10.0
 #: Seconds that the broker may be silent.
 IO_TIMEOUT = 5.0
+#: Characters of a task's name that go into a header, for logs and Celery's events.
+NAME_LIMIT = 200
 #: What `cancel` gives when the task has not been started and never will be.
 CANCELLED = "CANCELLED"
 UNKNOWN = "UNKNOWN"
@@ -231,7 +233,7 @@ class Dispatcher:
             expires=expires,
             soft_time_limit=task.timeout_seconds,
             time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
-            argsrepr=f"({task.name!r})",
+            argsrepr=f"({task.name[:NAME_LIMIT]!r})",
             kwargsrepr="{}",
         )
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: What Celery raises because of what is in a message.
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 
 class NodeConsumer(Consumer):  # type: ignore[misc]
     """Makes dead letters of what Celery would drop; in the parent process of a node."""
@@ -43,7 +46,7 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
         def on_message(message: Message) -> Any:
             try:
                 return handle(message)
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
+            except _DAMAGE as error:
                 logger.exception("A message could not be handled")
                 self._put_aside(message, f"The message is damaged: {type(error).__name__}: {error}")
 

@@ -22,7 +22,7 @@ from conductor.broker.results import (
     timeout_response,
 )
 from conductor.broker.shared_breaker import breaker_of
-from conductor.broker.task_letters import Fate, Original
+from conductor.broker.task_letters import Fate, Original, as_json
 from conductor.broker.unclaimed import AT_ONCE, MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import TaskStatus
@@ -113,13 +113,8 @@ class NodeDesk:
 
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
-        fate = Fate(DeadLetterReason.UNDECODABLE)
-        run = Run.in_message(message, Original.of_message(message))
-        result = result_without_agent(
-            run.task_id or fate.letter_id, UNKNOWN_AGENT, TaskStatus.FAILED, reason, "INVALID_TASK"
-        )
-        bury = self._errors.bury(run, None, result, fate) if run.task_id else None
-        self._run(bury or self._errors.put_aside(run, result, fate))
+        run, fate = Run.in_message(message, Original.of_message(message)), Fate(DeadLetterReason.UNDECODABLE)
+        self._run(self._errors.keep(run, UNKNOWN_AGENT, str(as_json(reason)), "INVALID_TASK", fate))
 
     def sweep(self) -> None:
         """Put aside some of the tasks that wait for agents nobody has ever seen."""

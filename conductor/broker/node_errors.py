@@ -7,11 +7,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from conductor.broker.results import TIMED_OUT, TaskFailed, failed, result_in_failure
+from conductor.broker.results import TIMED_OUT, TaskFailed, failed, result_in_failure, result_without_agent
 from conductor.broker.task_letters import Fate, task_letter
 from conductor.core.channels import ERRORS
 from conductor.core.dead_letters import DeadLetterReason
-from conductor.core.enums import MessageType, Priority
+from conductor.core.enums import MessageType, Priority, TaskStatus
 from conductor.core.exceptions import ConductorError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
@@ -137,6 +137,20 @@ class ErrorDesk:
         code = result.metadata["error"]["error_code"]
         fate = fate or Fate(_REASONS.get(code, DeadLetterReason.REJECTED))
         await asyncio.to_thread(self._letters.send, task_letter(run.original(), result, fate))
+
+    async def keep(self, run: Run, agent_id: str, text: str, code: str, fate: Fate) -> None:
+        """Make a dead letter of what nobody ran; its failure is filed if it names a task.
+
+        It gets one each time it comes, for it may have been replayed as it was. StateError, and
+        MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        result = result_without_agent(run.task_id or fate.letter_id, agent_id, TaskStatus.FAILED, text, code)
+        if not run.task_id:
+            await self.put_aside(run, result, fate)
+            return
+        if await self._records.fail(run, None, _failure(result), letter=fate.mark()):
+            await self._manager.save_task_result(result)
+        await self._finish(run, result, fate)
 
     async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:
         letter = task_letter(run.original(), result, fate)

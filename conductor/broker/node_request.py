@@ -12,10 +12,12 @@ from celery.worker.request import Request, task_ready
 
 from conductor.broker.node_runner import CANCEL_SIGNAL
 from conductor.broker.results import TaskFailed
+from conductor.broker.task_message import check
 from conductor.core.exceptions import ConductorError
 
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
+    from kombu import Message
 
     from conductor.broker.node import NodeWorker
 
@@ -27,6 +29,11 @@ class NodeRequest(Request):  # type: ignore[misc]
 
     _cancelled = False
     _already_revoked: bool = False
+
+    def __init__(self, message: Message, **options: Any) -> None:
+        """InvalidTaskError: nobody could work on it."""
+        super().__init__(message, **options)
+        check(self)
 
     @property
     def node(self) -> NodeWorker:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 
 from conductor.broker.results import LETTER, TaskFailed, script
-from conductor.broker.task_letters import Original
+from conductor.broker.task_letters import Original, as_json
 from conductor.core.fields import utc_now
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ class Run:
     @classmethod
     def in_message(cls, message: Message, original: Original) -> Run:
         """Read what kombu delivered, which may be anything; without a task id there is no record of it."""
-        headers = message.headers if isinstance(message.headers, dict) else {}
-        task_id = str(headers.get("id") or "")
+        given = original.headers.get("id")
+        task_id = given if isinstance(given, str) else ""
         try:
             _, kwargs, _ = message.payload
-            run_id = str(kwargs.get("run") or task_id)
+            run_id = str(as_json(kwargs.get("run")) or task_id)
         except Exception:  # noqa: BLE001 - decoding raises what it likes
             run_id = task_id
-        name = str(headers.get("task") or "unknown")
+        name = str(original.headers.get("task") or "unknown")
         return cls(task_id, run_id, name, "", original.queue, 0, [], lambda: original)
 
 

@@ -70,5 +70,5 @@ def _body_of_run(body: str, run: str) -> str | None:
     try:
         arguments, keywords, embedded = json.loads(body)
         return json.dumps([arguments, {**keywords, "run": run}, embedded])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
+
 from conductor.broker.dead_letters import encode_body
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.fields import new_id, utc_now
@@ -60,7 +62,7 @@ class Original:
         return cls(
             queue=request.delivery_info["routing_key"],
             body=json.dumps([request.args, request.kwargs, embed]),
-            headers={**(request.headers or {}), **known},
+            headers=_headers({**(request.headers or {}), **known}),
             properties=_properties(request.properties or {}),
         )
 
@@ -78,8 +80,8 @@ class Original:
             queue=str(info.get("routing_key") or ""),
             body=body,
             body_encoding=encoding,
-            headers=dict(message.headers or {}),
-            properties=_properties(found),
+            headers=_headers(message.headers or {}),
+            properties=as_json(_properties(found)),
         )
 
 
@@ -158,13 +160,26 @@ def _task_in(original: Original) -> dict[str, Any]:
         task = args[0] if args else kwargs.get("task") or kwargs["message"]
         if isinstance(task.get("payload"), dict):
             task = task["payload"].get("task")
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         return {}
     return task if isinstance(task, dict) else {}
 
 
+def as_json(value: Any) -> Any:
+    """Give a value as JSON in UTF-8 can hold it; None where it is nested too deeply for that."""
+    try:
+        text = json.dumps(value, default=repr, skipkeys=True, ensure_ascii=False)
+        return from_json(text.encode(errors="replace"))
+    except (RecursionError, ValueError):
+        return None
+
+
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _headers(found: dict[str, Any]) -> dict[str, Any]:
+    return {str(as_json(name)): as_json(value) for name, value in found.items()}
 
 
 def _properties(found: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def handle_message(
             request = AgentMessage.model_validate(message)
         except ValidationError as error:
             return _told(self, host.refuse(this, _sentence("message", error)))
-        seconds = self.request.timelimit[1] or DEFAULT_LIMIT
+        seconds = (self.request.timelimit or (None, None))[1] or DEFAULT_LIMIT
         return _told(self, host.answer(this, agent_id, request, reply_to, seconds))
 
 

@@ -12,7 +12,8 @@ What differs from kombu 5.7:
   does not make another consumer take over a message that is being worked on.
 - A message is taken, and noted as not acknowledged yet, by one script. kombu does the one after the other,
   and a process that is killed in between loses the message. Who consumes needs `node_transport` for it.
-- What is no message of kombu's is one that cannot be decoded, not an exception for whoever meets it.
+- What is no message of kombu's is one that cannot be decoded, not an exception for whoever meets it. Put
+  back, it is what it was.
 - The keys of unacknowledged messages are our own: our short visibility timeout must not restore those of
   other applications in the same database.
 - rediss:// verifies certificates unless the URL says `ssl_cert_reqs=none`.
@@ -67,6 +68,20 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
             VirtualQoS.append(self, message, delivery_tag)  # It is noted already.
         else:
             super().append(message, delivery_tag)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back, whatever it is; kombu 5.7 raises for ever where it cannot read one."""
+
+        def restore(pipe: Any) -> None:
+            entry = pipe.hget(self.unacked_key, tag)
+            pipe.multi()
+            self._remove_from_indices(tag, pipe)
+            push = pipe.lpush if leftmost else pipe.rpush
+            for key, text in self.channel.places_of(entry, bytes_to_str(tag)) if entry else ():
+                push(key, text)
+
+        with self.channel.conn_or_acquire(client) as server:
+            server.transaction(restore, self.unacked_key)
 
     def touch(self) -> None:
         """Tell that the messages held here are still being worked on."""
@@ -130,13 +145,14 @@ class _ChannelMixin:
         steps = self.priority_steps  # type: ignore[attr-defined]
         lists = [(queue, self._q_for_pri(queue, step)) for step in steps for queue in queues]  # type: ignore[attr-defined]
         keys = [*(key for _, key in lists), self.unacked_key, self.unacked_index_key]
-        names = [queue for queue, _ in lists]
-        found = self._run_take(keys, [time.time(), uuid.uuid4().hex, WORK, *names])
+        tag = uuid.uuid4().hex
+        found = self._run_take(keys, [time.time(), tag, *(queue for queue, _ in lists)])
         if found is None:
             return None
-        number, tag, text = found
-        self.taken_tag = tag.decode()
-        return names[number - 1], self._decode(text, names[number - 1])
+        number, text = found
+        queue = lists[number - 1][0]
+        self.taken_tag = tag
+        return queue, self._decode(text, queue, tag)
 
     def _run_take(self, keys: list[str], arguments: list[str | float]) -> Any:
         with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
@@ -144,26 +160,55 @@ class _ChannelMixin:
                 self._take_script = client.register_script(script("take_task"))
             return self._take_script(keys, arguments, client)
 
-    def _decode(self, text: bytes, queue: str) -> Any:
-        """Give the message; the script found it readable, and Python's JSON is stricter."""
+    def _decode(self, text: bytes, queue: str, tag: str) -> dict[str, Any]:
+        """Give the message; what is none of kombu's is one of the bytes that it is."""
         try:
-            return loads(text)
-        except (ValueError, RecursionError):
-            info = {"exchange": WORK, "routing_key": queue}
-            message = {
-                "body": base64.b64encode(text).decode(),
-                "headers": {},
-                "content-type": "application/octet-stream",
-                "content-encoding": "binary",
-                "properties": {
-                    "body_encoding": "base64",
-                    "delivery_tag": self.taken_tag,
-                    "delivery_info": info,
-                },
-            }
-            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
-                client.hset(self.unacked_key, self.taken_tag, dumps([message, WORK, queue]))
+            message: dict[str, Any] = loads(text)
+            self._check(message, tag)
+        except Exception:  # What is in a list may be anything.
+            logger.debug("what was taken from %s cannot be read", queue, exc_info=True)
+        else:
             return message
+        return {
+            "body": base64.b64encode(text).decode(),
+            "headers": {},
+            "content-type": "application/octet-stream",
+            "content-encoding": "binary",
+            "properties": {
+                "body_encoding": "base64",
+                "delivery_tag": tag,
+                "delivery_info": {"exchange": WORK, "routing_key": queue},
+            },
+        }
+
+    def _check(self, found: Any, tag: str) -> None:
+        """Raise something for what is no message of kombu's; give one the tag that it is noted under."""
+        match found:
+            case {
+                "body": str(body),
+                "headers": dict(),
+                "properties": {"delivery_info": {"exchange": str(), "routing_key": str()}} as properties,
+            }:
+                body.encode()
+                properties["delivery_tag"] = tag
+                self.Message(found, channel=self)  # type: ignore[attr-defined]
+            case _:
+                raise ValueError("this is no message of kombu's")
+
+    def places_of(self, entry: bytes, tag: str) -> list[tuple[str, str | bytes]]:
+        """Give the lists that a noted message goes back into, and what goes there."""
+        try:
+            message, exchange, routing_key = loads(entry)
+            self._check(message, tag)
+            message["headers"]["redelivered"] = True
+            message["properties"]["delivery_info"]["redelivered"] = True
+            step, text = self._get_message_priority(message), dumps(message)  # type: ignore[attr-defined]
+        except Exception:  # noqa: BLE001 - see `_decode`
+            # It goes back as it is, and whoever takes it next will see to it.
+            whole, _, queue = entry.rpartition(b',"')
+            return [(loads(b'"' + queue[:-1]), whole.rpartition(b',"')[0][1:])]
+        queues = self._lookup(exchange, routing_key)  # type: ignore[attr-defined]
+        return [(self._q_for_pri(queue, step), text) for queue in queues]  # type: ignore[attr-defined]
 
     def _disconnect_pools(self) -> None:
         self._shared_clients.clear()

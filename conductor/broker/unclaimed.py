@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from conductor.broker import topology
 from conductor.broker.records import Run
-from conductor.broker.results import UNKNOWN_AGENT, result_without_agent, script
+from conductor.broker.results import UNKNOWN_AGENT, script
 from conductor.broker.task_letters import Fate, Original
 from conductor.broker.transport import kombu_connection, limit_reading
 from conductor.core.dead_letters import DeadLetterReason
-from conductor.core.enums import TaskStatus
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -123,14 +122,10 @@ async def put_aside_tasks(queue: TaskQueue, errors: ErrorDesk, limit: int | None
 
 
 async def _put_aside(message: Message, agent_id: str, errors: ErrorDesk) -> None:
-    original = Original.of_message(message)
-    run = Run.in_message(message, original)
-    result = result_without_agent(
-        run.task_id,
-        agent_id or UNKNOWN_AGENT,
-        TaskStatus.FAILED,
+    run = Run.in_message(message, Original.of_message(message))
+    text = (
         f"There is no agent {agent_id!r}: start one of this id and replay the dead letter, or dispatch to "
-        "another.",
-        "AGENT_NOT_FOUND",
+        "another."
     )
-    await errors.bury(run, None, result, Fate(DeadLetterReason.UNKNOWN_AGENT, attempts=0))
+    fate = Fate(DeadLetterReason.UNKNOWN_AGENT, attempts=0)
+    await errors.keep(run, agent_id or UNKNOWN_AGENT, text, "AGENT_NOT_FOUND", fate)

@@ -35,6 +35,12 @@ def held(server: redis.Redis) -> list[Any]:
     return [json.loads(value) for value in server.hvals("conductor.unacked")]
 
 
+def tags(server: redis.Redis, queue: kombu.Queue) -> list[bytes]:
+    """What the messages of a queue that are held are noted under."""
+    noted = server.hgetall("conductor.unacked")
+    return [tag for tag, entry in noted.items() if queue.name.encode() in entry]
+
+
 @pytest.mark.parametrize("waits_already", [True, False])
 async def test_a_message_is_not_lost_when_its_taker_dies_before_it_knows_it(
     valkey_url: str, queue: kombu.Queue, server: redis.Redis, waits_already: bool
@@ -129,22 +135,40 @@ def test_many_messages_that_end_at_once_follow_each_other(valkey_url: str, queue
         assert [message.payload for message in consumer.messages] == list(map(str, range(50)))
 
 
-@pytest.mark.parametrize(
-    "rubbish",
-    [
-        b"",
-        b"no JSON",
-        b"\x00\xff\n",
-        b"[]",
-        b'{"body": "", "properties": {}}',
-        b'{"properties": {"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
-        # Read by the server, and refused by Python.
-        b'{"n": 0x10, "properties": {"delivery_tag": "hex", '
-        b'"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
-        b'{"n": "\xff", "properties": {"delivery_tag": "latin", '
-        b'"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
-    ],
-)
+def envelope(**changes: Any) -> bytes:
+    """A message of kombu's, except for the changes."""
+    properties = {"delivery_tag": "t", "delivery_info": {"exchange": "e", "routing_key": "r"}}
+    properties |= changes.pop("properties", {})
+    whole = {"body": "b", "content-type": RAW, "content-encoding": "binary", "headers": {}, **changes}
+    return json.dumps(whole | {"properties": properties}).encode()
+
+
+RUBBISH = [
+    b"",
+    b"no JSON",
+    b"\x00\xff\n",
+    b"[]",
+    b'{"body": "", "properties": {}}',
+    b'{"properties": {"delivery_info": {"exchange": "e", "routing_key": "r"}}}',
+    # JSON to the one and not to the other: the server's and Python's.
+    envelope().replace(b'"b"', b"0x10"),
+    envelope().replace(b'"b"', b'"\xff"'),
+    envelope().replace(b'"t"', b'"\xff"'),
+    envelope().replace(b'"b"', b'"\\ud800"'),
+    envelope(body=5),
+    envelope(body=[1]),
+    envelope(headers=None),
+    envelope(headers=[]),
+    envelope(headers=[1]),
+    envelope(headers={"__type__": "uuid", "__value__": 5}),
+    envelope(properties={"delivery_info": {"exchange": [1], "routing_key": "r"}}),
+    envelope(properties={"body_encoding": "zip"}),
+    envelope(properties={"body_encoding": ["base64"]}),
+    envelope(body="abc", properties={"body_encoding": "base64"}),
+]
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
 def test_what_is_no_message_is_delivered_as_the_bytes_it_is_and_can_be_put_back(
     valkey_url: str, queue: kombu.Queue, server: redis.Redis, rubbish: bytes
 ) -> None:
@@ -158,8 +182,66 @@ def test_what_is_no_message_is_delivered_as_the_bytes_it_is_and_can_be_put_back(
         again = consumer.until(lambda: consumer.messages and consumer.messages.pop())
         assert (again.content_type, again.payload) == (RAW, rubbish)
         again.ack()
-    assert message.delivery_tag not in {str(key, "utf-8") for key in server.hkeys("conductor.unacked")}
+    assert not tags(server, queue)
     assert server.llen(queue.name) == 0
+
+
+@pytest.mark.parametrize("priority", [float("inf"), "x", [1]])
+@pytest.mark.parametrize("exchange", ["", "nowhere", topology.WORK])
+def test_a_message_is_put_back_where_it_was_whatever_it_says(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis, exchange: str, priority: Any
+) -> None:
+    place = {"exchange": exchange, "routing_key": "nothing"}
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue)
+        server.lpush(queue.name, envelope(properties={"delivery_info": place, "priority": priority}))
+        message = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+        message.requeue()
+        again = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+        assert again.payload == b"b"
+        again.ack()
+
+
+@pytest.mark.parametrize("text", [*RUBBISH[1:], envelope()])
+async def test_whatever_its_taker_died_of_is_restored_by_the_next(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis, text: bytes
+) -> None:
+    """The taker dies before it knows what it took."""
+
+    def consume(url: str) -> None:
+        with consuming(url) as consumer:
+            consumer.consume(queue)
+            consumer.turn()
+            server.lpush(queue.name, text)
+            with pytest.raises(consumer.connection.connection_errors):
+                consumer.until(lambda: consumer.messages)
+
+    async with Proxy(valkey_url) as proxy:
+        proxy.cut_at(text)
+        await asyncio.to_thread(consume, proxy.url)
+    (tag,) = tags(server, queue)
+    server.zadd("conductor.unacked_index", {tag: 1})
+
+    def restore() -> None:
+        with consuming(valkey_url, restore_interval=0.05) as consumer:
+            consumer.consume(queue)
+            message = consumer.until(lambda: consumer.messages and consumer.messages.pop())
+            assert message.payload in (text, b"b")
+            message.ack()
+
+    await asyncio.to_thread(restore)
+
+
+def test_two_messages_with_the_same_tag_are_two(
+    valkey_url: str, queue: kombu.Queue, server: redis.Redis
+) -> None:
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, prefetch=2)
+        server.lpush(queue.name, envelope(), envelope())
+        consumer.until(lambda: len(consumer.messages) == 2)
+        assert len(tags(server, queue)) == 2
+        for message in consumer.messages:
+            message.ack()
 
 
 def test_who_may_not_be_told_looks_at_intervals(

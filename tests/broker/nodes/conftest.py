@@ -8,7 +8,8 @@ from pytest_celery import CeleryTestSetup
 
 from conductor.broker.addresses import Addresses
 from conductor.client import Conductor
-from conductor.core.enums import AgentType
+from conductor.core.dead_letters import DeadLetter
+from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.models import TaskDefinition
 from tests.support.agents import TEST_IS_OVER
 from tests.support.nodes import AgentNode, Farm
@@ -118,3 +119,14 @@ def task(
     timeout = orders.pop("timeout", 60)
     data = {"do": do, **{name: str(v) if isinstance(v, Path) else v for name, v in orders.items()}}
     return TaskDefinition(name=f"to {do}", assigned_to=assigned_to, input_data=data, timeout_seconds=timeout)
+
+
+async def letters_of(conductor: Conductor, task_id: str) -> list[DeadLetter]:
+    """Find the dead letters of a task."""
+    return [one for one in await conductor.dead_letters.list(limit=None) if one.task_id == task_id]
+
+
+async def echo(conductor: Conductor, agent: AgentNode) -> None:
+    """See that the agent works."""
+    result = await (await conductor.dispatch(task(), agent.agent_id)).result(20)
+    assert result.status is TaskStatus.COMPLETED

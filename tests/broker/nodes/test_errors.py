@@ -5,13 +5,11 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis.asyncio as redis
 from celery.result import AsyncResult
 
-from conductor.broker import topology
 from conductor.broker.records import record_key
 from conductor.client import Conductor
 from conductor.core.channels import DLQ, ERRORS, agent_channel
@@ -20,7 +18,7 @@ from conductor.core.enums import AgentType, MessageType, Priority, TaskStatus
 from conductor.core.exceptions import ConfigurationError, MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
-from tests.broker.nodes.conftest import task
+from tests.broker.nodes.conftest import echo, letters_of, task
 from tests.support.agents import notes
 from tests.support.buses import Inbox
 from tests.support.nodes import AgentNode, Farm
@@ -50,20 +48,10 @@ async def store(farm: Farm) -> AsyncIterator[redis.Redis]:
     await client.aclose()
 
 
-async def letters_of(conductor: Conductor, task_id: str) -> list[DeadLetter]:
-    return [one for one in await conductor.dead_letters.list(limit=None) if one.task_id == task_id]
-
-
 async def the_letter(conductor: Conductor, task_id: str) -> DeadLetter:
     """The one letter of a task, which is there when its failure is told."""
     (letter,) = await letters_of(conductor, task_id)
     return letter
-
-
-async def echo(conductor: Conductor, agent: AgentNode) -> None:
-    """See that the agent works."""
-    result = await (await conductor.dispatch(task(), agent.agent_id)).result(20)
-    assert result.status is TaskStatus.COMPLETED
 
 
 async def test_a_retry_is_celerys_and_does_not_hold_up_the_node(
@@ -114,6 +102,25 @@ async def test_retries_that_are_used_up_end_in_a_dead_letter(
     (message,) = announced.messages
     assert message.metadata["dead_letter"]["letter_id"] == letter.letter_id
     assert not escalated.messages
+
+
+@pytest.mark.parametrize("name", ["n" * 70_000, "n" * 300_000, "\u754c" * 40_000])
+async def test_a_task_with_a_very_long_name_ends_and_can_be_replayed(
+    conductor: Conductor, agent: AgentNode, name: str
+) -> None:
+    order = task("fail", say=name).model_copy(update={"name": name})
+    result = await (await conductor.dispatch(order, agent.agent_id)).result(20)
+    letter = await the_letter(conductor, order.task_id)
+    assert (result.status, letter.task_name, letter.queue) == (TaskStatus.FAILED, name, agent.worker_queue)
+    assert json.loads(letter.body)[0] == [order.model_dump(mode="json")]
+    await echo(conductor, agent)
+    assert (await conductor.dead_letters.replay(letter.letter_id)).replayed == [letter.letter_id]
+    assert (await (await conductor.handle(order.task_id)).result(20)).status is TaskStatus.FAILED
+    again = await the_letter(conductor, order.task_id)
+    assert (again.letter_id != letter.letter_id, json.loads(again.body)[0]) == (
+        True,
+        json.loads(letter.body)[0],
+    )
 
 
 async def test_another_error_is_escalated_and_kept(
@@ -186,78 +193,6 @@ async def test_a_task_that_kills_its_process_three_times_is_kept(
     letter = await the_letter(conductor, order.task_id)
     assert (letter.reason, letter.attempts) == ("worker_lost", 3)
     assert len(notes(tmp_path / "log")) == 3
-
-
-BAD_HEADERS = {"lang": "py", "task": "conductor.execute_task", "id": "", "root_id": None, "parent_id": None}
-
-
-def _message(task_id: str, kind: str) -> tuple[bytes | str, dict[str, Any], str]:
-    """The body, headers and content type of a message that is no task."""
-    headers = {**BAD_HEADERS, "id": task_id}
-    return {
-        "no JSON": ("{not json", headers, "application/json"),
-        "no task of ours": ("[[], {}, {}]", {**headers, "task": "somebody.elses"}, "application/json"),
-        "no arguments": ("[[], {}, {}]", headers, "application/json"),
-        "no list": ('{"a": 1}', headers, "application/json"),
-        "a text": ('"text"', headers, "application/json"),
-        "a bad definition": ('[[{"name": ""}], {}, {}]', headers, "application/json"),
-        "a bad eta": ("[[], {}, {}]", {**headers, "eta": "tomorrow"}, "application/json"),
-        "a pickle": (b"\x80\x04N.", headers, "application/x-python-serialize"),
-    }[kind]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "no JSON",
-        "no task of ours",
-        "no arguments",
-        "no list",
-        "a text",
-        "a bad definition",
-        "a bad eta",
-        "a pickle",
-    ],
-)
-async def test_what_is_no_task_is_kept_and_the_node_works_on(
-    conductor: Conductor, agent: AgentNode, farm: Farm, kind: str
-) -> None:
-    task_id = str(uuid.uuid4())
-    body, headers, content_type = _message(task_id, kind)
-    await asyncio.to_thread(_publish, farm, agent, body, headers, content_type)
-    assert (
-        await (await conductor.dispatch(task(), agent.agent_id)).result(20)
-    ).status is TaskStatus.COMPLETED
-    (letter,) = await wait_until(lambda: letters_of(conductor, task_id))
-    assert (letter.reason, letter.queue) == ("undecodable", agent.worker_queue)
-    result = await (await conductor.handle(task_id)).result(5)
-    assert (result.status, result.error_message) == (TaskStatus.FAILED, letter.error_message)
-    assert result.error_message
-
-
-async def test_a_message_without_any_header_is_kept(
-    conductor: Conductor, agent: AgentNode, farm: Farm
-) -> None:
-    mark = uuid.uuid4().hex
-    await asyncio.to_thread(_publish, farm, agent, f"hello {mark}", {}, "text/plain")
-    letter = await wait_until(lambda: _letter_with(conductor, mark))
-    assert (letter.reason, letter.body) == ("undecodable", f"hello {mark}")
-
-
-async def test_an_item_that_is_no_message_of_kombus_is_kept(
-    conductor: Conductor, agent: AgentNode, farm: Farm
-) -> None:
-    if farm.addresses.broker_url.startswith("amqp"):
-        pytest.skip("RabbitMQ takes messages only")
-    client = redis.Redis.from_url(farm.addresses.broker_url)
-    mark = uuid.uuid4().hex
-    await client.lpush(agent.worker_queue, f"rubbish {mark}".encode())
-    letter = await wait_until(lambda: _letter_with(conductor, mark))
-    await client.aclose()
-    assert letter.reason is DeadLetterReason.UNDECODABLE
-    assert (
-        await (await conductor.dispatch(task(), agent.agent_id)).result(20)
-    ).status is TaskStatus.COMPLETED
 
 
 async def test_a_task_for_an_agent_that_nobody_has_ever_seen_is_kept(
@@ -407,36 +342,6 @@ async def _recovered(store: redis.Redis) -> bool:
     opened = await store.hget("conductor:breaker:deploying", "opened_at")
     seconds, micros = await store.time()
     return bool(opened) and seconds * 1000 + micros / 1000 - int(opened) > 1000
-
-
-async def _letter_with(conductor: Conductor, mark: str) -> DeadLetter | None:
-    found = await conductor.dead_letters.list(limit=None)
-    return next((letter for letter in found if mark in letter.body or _in_base64(mark, letter)), None)
-
-
-def _in_base64(mark: str, letter: DeadLetter) -> bool:
-    from conductor.broker.dead_letters import decode_body
-
-    return mark.encode() in decode_body(letter)
-
-
-def _publish(
-    farm: Farm, node: AgentNode, body: bytes | str, headers: dict[str, Any], content_type: str
-) -> None:
-    from conductor.broker.transport import kombu_connection
-
-    connection = kombu_connection(farm.addresses.broker_url)
-    with connection:
-        queue = topology.agent_queue(node.agent_id)
-        connection.Producer().publish(
-            body if isinstance(body, bytes) else body.encode(),
-            exchange=queue.exchange,
-            routing_key=queue.name,
-            declare=[queue],
-            headers=headers,
-            content_type=content_type,
-            content_encoding="binary" if isinstance(body, bytes) else "utf-8",
-        )
 
 
 async def test_a_letter_that_cannot_be_sent_is_an_error(farm: Farm) -> None:

@@ -1,0 +1,92 @@
+"""What the message of a task has to be like; Celery 5.7 looks at little of it before it relies on all."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Annotated, Any
+
+from celery.exceptions import InvalidTaskError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from celery.worker.request import Request
+
+#: Seconds; a limit that is longer than that is none.
+LONGEST = 10**9
+
+
+def _utf8(text: str) -> str:
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
+Seconds = Annotated[float, Field(ge=0, le=LONGEST, allow_inf_nan=False)]
+Signatures = list[dict[str, Any]]
+
+
+class _Keywords(BaseModel):
+    """The arguments beside the task or message itself."""
+
+    model_config = ConfigDict(strict=True)
+
+    run: Text | None = None
+    agent_id: Text = ""
+    reply_to: Text | None = None
+
+
+class _Embedded(BaseModel):
+    """The third part of the body."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    callbacks: Signatures | None = None
+    errbacks: Signatures | None = None
+    chain: Signatures | None = None
+    chord: dict[str, Any] | None = None
+
+
+class _Request(_Embedded):
+    """What Celery makes of the headers and properties; those that it may lack may be null."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: Annotated[Text, Field(min_length=1)]
+    task: Text
+    args: list[Any]
+    keywords: Annotated[_Keywords, Field(alias="kwargs")]
+    shadow: Text | None = None
+    root_id: Text | None = None
+    parent_id: Text | None = None
+    group: Text | None = None
+    taskset: Text | None = None
+    group_index: int | None = None
+    retries: Annotated[int, Field(ge=0)] | None = None
+    timelimit: Annotated[list[Seconds | None], Field(min_length=2, max_length=2)] | None = None
+    argsrepr: Text | None = None
+    kwargsrepr: Text | None = None
+    origin: Text | None = None
+    ignore_result: bool | None = None
+    replaced_task_nesting: int | None = None
+    stamped_headers: list[Text] | None = None
+    stamps: dict[str, Any] | None = None
+    headers: dict[str, Any] | None = None
+    reply_to: Text | None = None
+    correlation_id: Text | None = None
+
+
+def check(request: Request) -> None:
+    """Raise InvalidTaskError, which says why, for what Celery or a node cannot work with."""
+    *_, embedded = request._payload  # noqa: SLF001 - Celery's own name for its body
+    try:
+        _Request.model_validate(request.request_dict)
+        _Embedded.model_validate({} if embedded is None else embedded)
+        request.task.__header__(*request.args, **request.kwargs)
+        if request.eta is not None:
+            request.eta.astimezone(UTC)
+            request.eta.astimezone()
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidTaskError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    except (TypeError, OverflowError, ValueError) as error:
+        raise InvalidTaskError(str(error)) from error
