@@ -31,8 +31,14 @@ class Output:
         return self.human.is_terminal
 
     def show(self, table: Table) -> None:
-        """Write a table for a person; one that goes into a file or a pipe is not cut."""
-        (self.human if self.is_narrow else _console(self.human.file, width=UNCUT)).print(table)
+        """Write a table for a person; one that goes into a file or a pipe is neither cut nor padded."""
+        if self.is_narrow:
+            self.human.print(table)
+            return
+        console = _console(self.human.file, width=UNCUT)
+        with console.capture() as text:
+            console.print(table)
+        self.say("\n".join(line.rstrip() for line in text.get().splitlines()))
 
     def ask(self, question: str) -> None:
         """Write a question, on standard error, whose answer follows in the same line."""
