@@ -65,7 +65,7 @@ class Conductor:
     ) -> None:
         self._config = config or load_config()
         if policy_engine is None and self._config.policies:
-            policy_engine = build_policy_engine(self._config.policies)
+            policy_engine = build_policy_engine(self._config.policies, self._config.source_of("policies"))
         self._policy_engine = policy_engine
         self._embedded: EmbeddedServer | None = None
         self._addresses: Addresses | None = None

@@ -33,7 +33,11 @@ def find_addresses(config: ConductorConfig) -> Addresses:
     CONFIG_ERROR for a broker that is not known.
     """
     if config.broker_url:
-        scheme_of(config.broker_url)
+        try:
+            scheme_of(config.broker_url)
+        except ConfigurationError as error:
+            message = f"broker_url in {config.source_of('broker_url')} is not valid: {error.message}."
+            raise ConfigurationError(message, details={"keys": ["broker_url"]}) from None
     broker_url, redis_url = config.effective_broker_url, config.effective_redis_url
     if broker_url and redis_url:
         return Addresses(broker_url, redis_url)

@@ -9,11 +9,10 @@ import typer
 from pydantic import ValidationError
 
 from conductor.cli import dead_letter_commands
-from conductor.cli.execution import Settings, checked, execute
+from conductor.cli.execution import Settings, execute
 from conductor.cli.options import Json
 from conductor.cli.output import Output
 from conductor.cli.values import absolute_paths, parse_object, parse_pairs
-from conductor.core.config import load_config
 from conductor.core.enums import AgentType, MessageType, Priority
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
@@ -114,13 +113,15 @@ def run(
 
     settings: Settings = context.obj
     given = parse_pairs(pairs or [], "--set")
-    config = checked(settings, lambda: load_config(settings.config_file))
-    loaded = checked(settings, lambda: load_workflow(workflow, given, config.data_dir / "workspaces"))
     output = Output(as_json=as_json)
     execute(
         settings,
         lambda config: WorkflowRun(
-            config, output, workflow=loaded, verbose=settings.verbose, stop_on_failure=stop_on_failure
+            config,
+            output,
+            workflow=load_workflow(workflow, given, config.data_dir / "workspaces"),
+            verbose=settings.verbose,
+            stop_on_failure=stop_on_failure,
         ).run(),
     )
 

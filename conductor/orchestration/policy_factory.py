@@ -42,12 +42,21 @@ BUILT_IN: dict[str, type[Policy]] = {
 }
 
 
-def build_policy_engine(settings: Sequence[PolicySetting]) -> PolicyEngine:
-    """Make the policies of `config.policies`.
+def build_policy_engine(settings: Sequence[PolicySetting], source: str = "") -> PolicyEngine:
+    """Make the policies of `config.policies`, which come from `source`, as in "file 'conductor.yaml'".
 
     Raises ConfigurationError, code CONFIG_ERROR, that names the field ("policies[1].rate_limit.max_tasks"),
     its value and the way out. Policies named by an import path are imported.
     """
+    try:
+        return _engine(settings)
+    except ConfigurationError as error:
+        if not source:
+            raise
+        raise ConfigurationError(f"{source}: {error.message}", error.error_code, error.details) from error
+
+
+def _engine(settings: Sequence[PolicySetting]) -> PolicyEngine:
     engine = PolicyEngine()
     places: dict[str, str] = {}
     for number, setting in enumerate(settings):

@@ -111,6 +111,23 @@ def test_a_broken_configuration_file_is_explained(tmp_path: Path) -> None:
     assert "brooker_url" in result.output
 
 
+def test_a_broker_of_an_unknown_kind_is_told_with_its_setting(tmp_path: Path) -> None:
+    config = tmp_path / "conductor.yaml"
+    config.write_text("broker_url: http://x\n")
+    result = invoke("-c", str(config), "listen", "x")
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert f"broker_url in file '{config}' is not valid: No broker is known for 'http://x'" in said
+
+
+def test_a_wrong_policy_is_told_with_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "conductor.yaml"
+    config.write_text("policies: [rat_limit]\n")
+    result = invoke("-c", str(config), "listen", "x")
+    assert result.exit_code == 2
+    assert f"error: file '{config}': policies[0] = 'rat_limit' is not valid" in result.output
+
+
 def test_verbose_shows_where_it_happened(tmp_path: Path) -> None:
     result = invoke("-v", "run", str(tmp_path / "missing.yaml"))
     assert result.exit_code == 2
