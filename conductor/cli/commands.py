@@ -72,19 +72,21 @@ def options(
 def up(
     context: typer.Context,
     agents: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Agents to start, with commas: names, or package.module:Class. Default: all there are.",
             autocompletion=_complete_agents,
         ),
-    ] = "",
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=64, help="How many of each.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Start agent nodes, and a server if none is configured; Ctrl-C stops all."""
     from conductor.cli.serving import Service
 
-    chosen = [name.strip() for name in agents.split(",") if name.strip()]
+    chosen = [name.strip() for name in (agents or "").split(",") if name.strip()]
+    if agents is not None and not chosen:
+        raise typer.BadParameter("it names no agent; leave it out to start all", param_hint="--agents")
     settings: Settings = context.obj
     output = Output(as_json=as_json)
     execute(
