@@ -16,6 +16,7 @@ from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
 
 RUN_MARKER = "run.pid"
+LOOKS_WITHOUT_SERVER = 3
 NOTHING_THERE = ("NO_BROKER", "NO_REDIS")
 
 
@@ -119,6 +120,15 @@ async def keep_running(server: EmbeddedServer, interval: float = 0.5) -> None:
         await asyncio.sleep(interval)
         if not server.is_running:
             await asyncio.to_thread(server.start)
+
+
+async def server_of_others_ends(config: ConductorConfig, interval: float = 1.0) -> None:
+    """Return when the embedded server of another process is gone, and not only started again."""
+    missed = 0
+    while missed < LOOKS_WITHOUT_SERVER:
+        await asyncio.sleep(interval)
+        running = await asyncio.to_thread(EmbeddedServer.running, config.data_dir)
+        missed = 0 if running else missed + 1
 
 
 def free_ids(agent: str, count: int, taken: set[str]) -> list[str]:

@@ -1,18 +1,28 @@
 """`conductor up`: servers and agent nodes until a signal comes."""
 
 import asyncio
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
 from conductor.broker.node_spec import find_agent
 from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
-from conductor.cli.servers import embedded_if_needed, free_ids, keep_running, names, refuse_a_runs_server
+from conductor.cli.servers import (
+    embedded_if_needed,
+    free_ids,
+    keep_running,
+    names,
+    refuse_a_runs_server,
+    server_of_others_ends,
+)
 from conductor.client import Conductor
 from conductor.core.config import ConductorConfig, mask_url
+from conductor.core.exceptions import ConductorError
 from conductor.store.embedded import EmbeddedServer
 
 
@@ -40,21 +50,41 @@ class Service:
         refuse_a_runs_server(self._config)
         async with embedded_if_needed(self._config) as server, Conductor(self._config) as conductor:
             self._say_addresses(conductor, server)
-            try:
-                async with Fleet(
-                    conductor, self._on_node, self._output.note if self._verbose else None
-                ) as fleet:
+            async with Fleet(conductor, self._on_node, self._output.note if self._verbose else None) as fleet:
+                try:
                     taken = names(await conductor.living_agents())
                     pairs = [
                         (agent, name) for agent in agents for name in free_ids(agent, self._count, taken)
                     ]
                     await fleet.start(pairs)
                     self._say_ready(conductor, fleet)
-                    await _until_cancelled(server)
-            finally:
-                self._output.say("stopping; again Ctrl-C does not wait for what agents do")
-                self._output.emit({"event": "stopping"})
+                    await self._until_cancelled(server)
+                except asyncio.CancelledError:
+                    self._output.say("stopping; again Ctrl-C does not wait for what agents do")
+                    self._output.emit({"event": "stopping"})
+                    if server is not None:
+                        await self._warn_others(conductor, fleet)
+                    raise
         return 0
+
+    async def _until_cancelled(self, server: EmbeddedServer | None) -> None:
+        """Keep our server running, or say it when that of somebody else is gone."""
+        if server is not None:
+            await keep_running(server)
+        elif uses_embedded(self._config):
+            await server_of_others_ends(self._config)
+            self._output.note(EMBEDDED_GONE)
+            self._output.emit({"event": "server_gone", "message": EMBEDDED_GONE})
+        await asyncio.Event().wait()
+
+    async def _warn_others(self, conductor: Conductor, fleet: Fleet) -> None:
+        """Name the agents of others that lose the server with us."""
+        with contextlib.suppress(ConductorError):
+            if others := sorted(names(await conductor.living_agents()) - set(fleet.agent_ids)):
+                self._output.note(
+                    f"{', '.join(others)}, which others started, can do nothing without this server: the "
+                    "command that starts first owns it. Start 'conductor up' again, and then these"
+                )
 
     def _say_addresses(self, conductor: Conductor, server: EmbeddedServer | None) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
@@ -85,12 +115,6 @@ class Service:
         else:
             self._output.note(sentence)
         self._output.emit({"event": f"agent_{event}", "agent_id": node.agent_id, "message": sentence})
-
-
-async def _until_cancelled(server: EmbeddedServer | None) -> None:
-    if server is not None:
-        await keep_running(server)
-    await asyncio.Event().wait()
 
 
 def _urls(conductor: Conductor) -> tuple[str, str]:

@@ -183,4 +183,18 @@ def test_an_agent_that_cannot_start_is_explained_with_the_end_of_its_log(tmp_pat
     assert done.returncode == 1, done.stdout
     assert "the node broken-1 ended while starting" in done.stderr
     assert "no licence" in done.stderr
+    assert "Ctrl-C" not in done.stdout
+    assert processes_of(tmp_path) == []
+
+
+def test_who_stops_the_server_names_those_that_lose_it_and_they_say_the_way_out(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with background(data, "up", "--agents", "review") as owner:
+        wait_until_sync(lambda: any("Ready." in line for line in owner.out), timeout=60)
+        with background(data, "up", "--agents", "coding") as other:
+            wait_until_sync(lambda: any("Ready." in line for line in other.out), timeout=60)
+            assert owner.end(signal.SIGINT) == 0, owner
+            owner.wait_for_error_line("coding-1, which others started, can do nothing without this server")
+            other.wait_for_error_line("start 'conductor up', and then this one again")
+            assert other.end(signal.SIGINT) == 0, other
     assert processes_of(tmp_path) == []
