@@ -10,11 +10,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from conductor.cli.values import absolute_paths, did_you_mean
+from conductor.cli.values import absolute_paths
 from conductor.core.enums import AgentType, WorkflowPhase
 from conductor.core.exceptions import ConfigurationError, WorkflowError
 from conductor.core.fields import new_id
 from conductor.core.models import TaskDefinition, WorkflowDefinition
+from conductor.core.wording import did_you_mean
 from conductor.orchestration.workflow_inputs import formatted
 from conductor.orchestration.workflow_plan import PHASE_AGENT_TYPES, Plan
 
