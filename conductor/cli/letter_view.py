@@ -44,10 +44,11 @@ def _cut(text: str) -> Text:
 
 def describe(letter: DeadLetter) -> Text:
     """Write down all that a person can read of a letter."""
+    message = letter.error_message.removeprefix(f"{letter.error_type}: ")
     facts = {
         "id": letter.letter_id,
         "reason": letter.reason.value,
-        "error": f"{letter.error_type} {letter.error_code}: {letter.error_message}".strip(),
+        "error": f"{letter.error_type} {letter.error_code}: {message}".strip(),
         "task": _named(letter.task_name, letter.task_id),
         "message": letter.message_id,
         "agent": _named(letter.agent_id, letter.agent_type),
