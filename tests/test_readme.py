@@ -1,5 +1,6 @@
 """The README's programs do what it says."""
 
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,17 @@ def test_a_program_gets_a_review(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"completed \{'.*': \d+.*\}\n", done.stdout)
+
+
+def test_a_request_looks_like_that(data: Path) -> None:
+    [command] = re.findall(r"^\$ (conductor request .*)", README, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment(data) | {"PATH": path}, cwd=ROOT, capture_output=True,
+        text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '"findings_total"' in done.stdout
 
 
 def test_a_program_that_runs_elsewhere_says_what_is_missing(data: Path, tmp_path: Path) -> None:

@@ -28,7 +28,11 @@ app.add_typer(dead_letter_commands.app, name="dlq")
 
 Type = Annotated[MessageType, typer.Option("--type", "-t", help="The message's type.")]
 Payload = Annotated[
-    str, typer.Option(help="The message's payload, a JSON object; - reads it from standard input.")
+    str,
+    typer.Option(
+        help="The message's payload, a JSON object; - reads it from standard input. That of a task is "
+        '{"task": {"name": "look", "assigned_to": "review", "input_data": {"project": "/absolute/path"}}}.'
+    ),
 ]
 Sender = Annotated[str, typer.Option(help="Who sends it.")]
 Recipient = Annotated[
@@ -248,7 +252,7 @@ def request(
         correlation_id=correlation_id,
         priority=priority,
     )
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, verbose=context.obj.verbose)
     execute(context.obj, lambda config: talking.request(config, output, channel, message, timeout))
 
 
@@ -265,7 +269,7 @@ def listen(
     """Show messages as they come, with --json one a line; Ctrl-C ends it."""
     from conductor.cli import talking
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, verbose=context.obj.verbose)
     execute(
         context.obj,
         lambda config: talking.listen(config, output, patterns, count, timeout),

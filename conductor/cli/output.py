@@ -16,8 +16,10 @@ ERROR_STYLE, NOTE_STYLE = "bold red", "dim"
 class Output:
     """A person reads standard output, unless a program does: then it gets JSON there, the person the rest."""
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
+        self.verbose = verbose
+        """Whether a person wants stack traces."""
         self.human = _console(sys.stderr if as_json else sys.stdout)
         self._notes = _console(sys.stderr)
 

@@ -139,8 +139,12 @@ def _show_message(output: Output, message: AgentMessage) -> None:
     time = message.timestamp.astimezone().strftime("%H:%M:%S.%f")[:-3]
     target = f" to {message.recipient_id}" if message.recipient_id else ""
     output.say(Text(f"{time} {message.message_type.value} from {message.sender_id}{target}", "bold"))
-    if message.payload:
-        output.say(_pretty(message.payload))
+    payload = dict(message.payload)
+    hidden = None if output.verbose else payload.pop("traceback", None)
+    if payload:
+        output.say(_pretty(payload))
+    if hidden:
+        output.note("conductor -v ... shows the traceback")
 
 
 def _pretty(data: Any) -> str:

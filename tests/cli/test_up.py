@@ -114,6 +114,10 @@ def test_a_request_that_is_an_error_or_unanswered_fails(data: Path) -> None:
     done = conductor(data, "request", "conductor:agent:coding-1", "--payload", '{"task": 1}')
     assert done.returncode == 1
     assert '"error_code"' in done.stdout
+    assert "Traceback" not in done.stdout
+    assert '{\\"task\\": {\\"name\\": ..., ' in done.stdout
+    done = conductor(data, "-v", "request", "conductor:agent:coding-1", "--payload", '{"task": 1}')
+    assert "Traceback" in done.stdout
     done = conductor(data, "request", "conductor:nobody", "--timeout", "0.3")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
