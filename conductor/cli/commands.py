@@ -13,7 +13,9 @@ from conductor.cli.execution import Settings, execute
 from conductor.cli.options import Json
 from conductor.cli.output import Output
 from conductor.cli.values import absolute_paths, parse_object, parse_pairs
+from conductor.core.channels import ChannelKind, validate_name
 from conductor.core.enums import AgentType, MessageType, Priority
+from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
 
@@ -53,6 +55,19 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"conductor {metadata.version('conductorai')}")
         raise typer.Exit
+
+
+def _usable_run_id(run_id: str | None) -> str | None:
+    """Refuse an id that no channel and no directory below the workspaces can be called."""
+    if run_id is None:
+        return None
+    try:
+        validate_name(run_id, ChannelKind.WORKFLOW)
+    except MessageBusError as error:
+        raise typer.BadParameter(error.message) from None
+    if "/" in run_id or run_id.startswith("."):
+        raise typer.BadParameter(f"{run_id!r} is the name of a directory too: no '/', and no '.' in front")
+    return run_id
 
 
 @app.callback()
@@ -111,6 +126,18 @@ def run(
     stop_on_failure: Annotated[
         bool, typer.Option("--stop-on-failure", help="Do nothing more after a task that failed.")
     ] = False,
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="ID",
+            callback=_usable_run_id,
+            help="The run's id. A run of this id goes on where it was; one that has ended is shown as it is.",
+        ),
+    ] = None,
+    max_feedback_loops: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How often monitors may send the workflow back.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
     """Run a workflow; starts what is missing for as long as it runs."""
@@ -125,9 +152,11 @@ def run(
         lambda config: WorkflowRun(
             config,
             output,
-            workflow=load_workflow(workflow, given, config.data_dir / "workspaces"),
+            workflow=load_workflow(workflow, given, config.data_dir / "workspaces", run_id),
+            run_id=run_id or "",
             verbose=settings.verbose,
             stop_on_failure=stop_on_failure,
+            max_feedback_loops=max_feedback_loops,
         ).run(),
     )
 
@@ -141,7 +170,7 @@ def resume(context: typer.Context, workflow_id: WorkflowId, as_json: Json = Fals
     output = Output(as_json=as_json)
     execute(
         settings,
-        lambda config: WorkflowRun(config, output, resumed_id=workflow_id, verbose=settings.verbose).run(),
+        lambda config: WorkflowRun(config, output, run_id=workflow_id, verbose=settings.verbose).run(),
     )
 
 

@@ -98,11 +98,13 @@ def refuse_a_runs_server(config: ConductorConfig) -> None:
 
 
 def _names_a_process(marker: Path) -> bool:
+    """Whether a marker is that of another process which lives."""
     try:
-        os.kill(int(marker.read_text()), 0)
+        pid = int(marker.read_text())
+        os.kill(pid, 0)
     except (OSError, ValueError):
         return False
-    return True
+    return pid != os.getpid()
 
 
 @contextlib.asynccontextmanager
