@@ -218,7 +218,7 @@ def test_a_terminal_of_any_width_shows_ids_and_cuts_errors(url: str, tmp_path: P
         90000, reason="retries_exhausted", attempts=4, agent_id="line_lengths-1",
         task_name="review of the demo project", error_message="the disk is full " * 9,
     )  # fmt: skip
-    short = a_letter(5, error_message="no")
+    short = a_letter(130, error_message="no")
     put(url, long, short)
     keyboard, terminal = pty.openpty()
     env = environment(tmp_path / "data") | {"COLUMNS": str(columns)}
@@ -235,7 +235,7 @@ def test_a_terminal_of_any_width_shows_ids_and_cuts_errors(url: str, tmp_path: P
     assert heads.split()[:3] == ["id", "age", "reason"]
     assert first.split()[:3] == [long.letter_id[:8], "1d", "retries_exhausted"]
     assert re.search(r" 4  the.*…$", first), text
-    assert second.split()[:3] == [short.letter_id[:8], "5s", "rejected"]
+    assert second.split()[:3] == [short.letter_id[:8], "2m", "rejected"]
     assert second.rstrip().endswith("  1  no")
     assert all(len(line) <= columns for line in text.splitlines())
 
