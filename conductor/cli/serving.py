@@ -20,6 +20,7 @@ from conductor.cli.servers import (
     refuse_a_runs_server,
     server_of_others_ends,
 )
+from conductor.cli.values import PATH_NAMES
 from conductor.client import Conductor
 from conductor.core.config import ConductorConfig, mask_url
 from conductor.core.exceptions import ConductorError
@@ -57,7 +58,7 @@ class Service:
                         (agent, name) for agent in agents for name in free_ids(agent, self._count, taken)
                     ]
                     await fleet.start(pairs)
-                    self._say_ready(conductor, fleet)
+                    self._say_ready(conductor, fleet, example_input(agents[0]))
                     await self._until_cancelled(server)
                 except asyncio.CancelledError:
                     self._output.say("stopping; again Ctrl-C does not wait for what agents do")
@@ -96,12 +97,12 @@ class Service:
             self._output.say(f"redis   {redis}{note if redis == embedded else ''}")
         self._output.say(f"logs    {self._config.data_dir.absolute() / 'logs'}")
 
-    def _say_ready(self, conductor: Conductor, fleet: Fleet) -> None:
+    def _say_ready(self, conductor: Conductor, fleet: Fleet, example: str) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
         self._output.say()
         self._output.say("Ready. In another terminal:")
         self._output.say("  conductor run WORKFLOW.yaml")
-        self._output.say(f"  conductor dispatch --agent {fleet.agent_ids[0]} --input project=PATH")
+        self._output.say(f"  conductor dispatch --agent {fleet.agent_ids[0]} --input {example}")
         self._output.say("  conductor listen 'conductor:*'")
         self._output.say(f"From a program: CONDUCTOR_BROKER_URL={broker} CONDUCTOR_REDIS__URL={redis}")
         self._output.say("Ctrl-C stops all.")
@@ -119,6 +120,12 @@ class Service:
 
 def _urls(conductor: Conductor) -> tuple[str, str]:
     return conductor.addresses.broker_url, conductor.addresses.redis_url
+
+
+def example_input(agent: str) -> str:
+    """An input that an agent takes, as it is given to `conductor dispatch --input`."""
+    inputs = getattr(importlib.import_module("workers.agents").AGENTS.get(agent), "inputs", ("KEY",))
+    return f"{inputs[0]}={'PATH' if inputs[0] in PATH_NAMES else 'VALUE'}"
 
 
 def _known(agents: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conductor.cli.serving import example_input
 from tests.support.cli import Background, background, conductor, processes_of
 from tests.support.projects import make_project, write_files
 from tests.support.waiting import wait_until_sync
@@ -35,6 +36,9 @@ def test_it_says_how_to_reach_it(up: Background) -> None:
     assert ready["agents"] == ["coding-1", "review-1"]
     assert ready["broker_url"].startswith("redis://127.0.0.1:")
     assert any("conductor run WORKFLOW.yaml" in line for line in up.err)
+    assert any("conductor dispatch --agent coding-1 --input project=PATH" in line for line in up.err)
+    assert example_input("monitor") == "workflow_id=VALUE"
+    assert example_input("own:Agent") == "KEY=VALUE"
     assert (up.data_dir / "logs" / "coding-1.log").stat().st_size > 0
 
 
@@ -62,6 +66,12 @@ def test_dispatch_to_nobody_is_refused_unless_nobody_waits(data: Path) -> None:
     done = conductor(data, "dispatch", "-t", "monitor", "--no-wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "pending"
+
+
+def test_dispatch_to_an_agent_of_another_type_is_refused(data: Path) -> None:
+    done = conductor(data, "dispatch", "-a", "coding-1", "-t", "review", "-i", "project=/x")
+    assert done.returncode == 2
+    assert "agent coding-1 is a coding agent, not a review one" in done.stderr
 
 
 def test_listen_shows_what_is_published(data: Path) -> None:
