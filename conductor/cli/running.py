@@ -13,13 +13,7 @@ from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
 from conductor.cli.progress import Listener
-from conductor.cli.servers import (
-    free_ids,
-    names,
-    refuse_a_runs_server,
-    servers_for_a_run,
-    servers_of_a_run,
-)
+from conductor.cli.servers import names, refuse_a_runs_server, servers_for_a_run, servers_of_a_run
 from conductor.cli.workflow_file import Workflow
 from conductor.client import Conductor
 from conductor.core.channels import workflow_channel
@@ -153,8 +147,12 @@ class WorkflowRun:
         if not missing:
             return
         self._board.say(f"starting agents: {', '.join(missing)}")
-        taken = names(await conductor.state.list_agent_states())
-        await fleet.start((kind.value, free_ids(f"{kind.value}-{RUN}", 1, taken)[0]) for kind in missing)
+
+        async def taken() -> set[str]:
+            return names(await conductor.state.list_agent_states())
+
+        ids = [await fleet.reserve(f"{kind.value}-{RUN}", 1, taken) for kind in missing]
+        await fleet.start((kind.value, agent_id) for kind, [agent_id] in zip(missing, ids, strict=True))
 
     def _on_node(self, event: str, node: NodeProcess, sentence: str) -> None:
         if event != "ready" or self._verbose:

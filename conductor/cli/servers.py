@@ -133,19 +133,6 @@ async def server_of_others_ends(config: ConductorConfig, interval: float = 1.0) 
         missed = 0 if running else missed + 1
 
 
-def free_ids(agent: str, count: int, taken: set[str]) -> list[str]:
-    """The next ids for agents of a kind, such as coding-1; `taken` grows by them."""
-    base = agent.rpartition(":")[2].lower() or "agent"
-    found: list[str] = []
-    number = 1
-    while len(found) < count:
-        if (agent_id := f"{base}-{number}") not in taken:
-            found.append(agent_id)
-            taken.add(agent_id)
-        number += 1
-    return found
-
-
 def names(agents: list[AgentState]) -> set[str]:
     """The ids of agents."""
     return {agent.agent_id for agent in agents}

@@ -14,7 +14,6 @@ from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
 from conductor.cli.servers import (
     embedded_if_needed,
-    free_ids,
     keep_running,
     names,
     refuse_a_runs_server,
@@ -53,11 +52,7 @@ class Service:
             self._say_addresses(conductor, server)
             async with Fleet(conductor, self._on_node, self._output.note if self._verbose else None) as fleet:
                 try:
-                    taken = names(await conductor.living_agents())
-                    pairs = [
-                        (agent, name) for agent in agents for name in free_ids(agent, self._count, taken)
-                    ]
-                    await fleet.start(pairs)
+                    await fleet.start(await self._named(agents, conductor, fleet))
                     self._say_ready(conductor, fleet, example_input(agents[0]))
                     await self._until_cancelled(server)
                 except asyncio.CancelledError:
@@ -67,6 +62,20 @@ class Service:
                         await self._warn_others(conductor, fleet)
                     raise
         return 0
+
+    async def _named(
+        self, agents: Sequence[str], conductor: Conductor, fleet: Fleet
+    ) -> list[tuple[str, str]]:
+        """Give every agent that is to be started an id."""
+
+        async def taken() -> set[str]:
+            return names(await conductor.living_agents())
+
+        pairs: list[tuple[str, str]] = []
+        for agent in agents:
+            base = agent.rpartition(":")[2].lower() or "agent"
+            pairs += [(agent, agent_id) for agent_id in await fleet.reserve(base, self._count, taken)]
+        return pairs
 
     async def _until_cancelled(self, server: EmbeddedServer | None) -> None:
         """Keep our server running, or say it when that of somebody else is gone."""

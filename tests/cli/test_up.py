@@ -180,6 +180,20 @@ def test_ctrl_c_while_it_starts_ends_everything(tmp_path: Path) -> None:
     assert threading.active_count() < 50
 
 
+def test_two_that_start_at_once_take_different_ids(valkey_url: str, tmp_path: Path) -> None:
+    url = f"{valkey_url.rpartition('/')[0]}/10"
+    write_files(tmp_path, {"conductor.yaml": f"broker_url: {url}\n"})
+    up = ["up", "--agents", "review", "--json"]
+    with (
+        background(tmp_path / "one", *up, cwd=tmp_path) as one,
+        background(tmp_path / "two", *up, cwd=tmp_path) as two,
+    ):
+        ready = [command.wait_for_event(event="ready")["agents"] for command in (one, two)]
+        assert sorted(ready) == [["review-1"], ["review-2"]]
+    with background(tmp_path / "one", *up, cwd=tmp_path) as again:
+        assert again.wait_for_event(event="ready")["agents"] == ["review-1"]
+
+
 def test_an_agent_that_cannot_start_is_explained_with_the_end_of_its_log(tmp_path: Path) -> None:
     agent = (
         "from conductor.agents.base import BaseAgent\n"
