@@ -7,8 +7,6 @@ from typing import Any
 
 from celery import bootsteps
 
-from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
-
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks whether the node is ready, and whether its child lives.
@@ -49,8 +47,7 @@ class AgentHeartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
             found = [w.desk.touch(agent.agent_id) for agent in w.spec.agents]
         except Exception as error:  # noqa: BLE001 - the next beat tries again
             if not self._trouble:
-                hint = f". Perhaps {EMBEDDED_GONE}" if uses_embedded(w.app.config) else ""
-                logger.warning("Heartbeats of node %s cannot be filed: %s%s", w.hostname, error, hint)
+                logger.warning("Heartbeats of node %s cannot be filed: %s", w.hostname, error)
             self._trouble = True
             return False
         self._trouble = False

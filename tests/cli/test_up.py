@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from conductor.cli.serving import example_input
-from tests.support.cli import Background, background, conductor, processes_of
+from tests.support.cli import Background, background, conductor, environment, processes_of
+from tests.support.containers import LocalContainer
+from tests.support.nodes import READY, worker_command
 from tests.support.projects import make_project, write_files
 from tests.support.waiting import wait_until_sync
 
@@ -219,10 +221,19 @@ def test_who_stops_the_server_names_those_that_lose_it_and_they_say_the_way_out(
     data = tmp_path / "data"
     with background(data, "up", "--agents", "review") as owner:
         wait_until_sync(lambda: any("Ready." in line for line in owner.out), timeout=60)
-        with background(data, "up", "--agents", "coding") as other:
-            wait_until_sync(lambda: any("Ready." in line for line in other.out), timeout=60)
-            assert owner.end(signal.SIGINT) == 0, owner
-            owner.wait_for_error_line("coding-1, which others started, can do nothing without this server")
-            other.wait_for_error_line("start 'conductor up', and then this one again")
-            assert other.end(signal.SIGINT) == 0, other
+        node = LocalContainer(
+            "node", worker_command("--agent", "devops", "-n", "own@h"), environment(data), tmp_path, READY
+        )
+        try:
+            node.ready()
+            with background(data, "up", "--agents", "coding") as other:
+                wait_until_sync(lambda: any("Ready." in line for line in other.out), timeout=60)
+                assert owner.end(signal.SIGINT) == 0, owner
+                owner.wait_for_error_line("coding-1, own, which others started, can do nothing without this")
+                way_out = "start 'conductor up', and then this one again"
+                other.wait_for_error_line(way_out)
+                wait_until_sync(lambda: way_out in node.logs(), timeout=60)
+                assert other.end(signal.SIGINT) == 0, other
+        finally:
+            node.teardown()
     assert processes_of(tmp_path) == []
