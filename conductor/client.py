@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from celery import states
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from conductor.broker.result_listener import FollowedTask
+    from conductor.core.enums import AgentType
     from conductor.core.models import TaskDefinition, TaskResult
     from conductor.core.state import AgentState
     from conductor.orchestration.message_bus import MessageBus
@@ -66,7 +68,7 @@ class Conductor:
     ) -> None:
         self._config = config or load_config()
         if policy_engine is None and self._config.policies:
-            policy_engine = build_policy_engine(self._config.policies)
+            policy_engine = build_policy_engine(self._config.policies, self._config.source_of("policies"))
         self._policy_engine = policy_engine
         self._embedded: EmbeddedServer | None = None
         self._addresses: Addresses | None = None
@@ -161,10 +163,11 @@ class Conductor:
             )
         parts = self._open("dispatch a task")
         if parts.admission is None:
-            return self._handle(await parts.dispatcher.dispatch(task, agent_id, expires=expires))
+            sent = await parts.dispatcher.dispatch(task, agent_id, expires=expires)
+            return self._handle(sent, task, agent_id)
         async with parts.admission.admitted(task, agent_id, wait) as run:
             sent = await parts.dispatcher.dispatch(task, agent_id, expires=expires, run=run)
-        return self._handle(sent)
+        return self._handle(sent, task, agent_id)
 
     async def handle(self, task_id: str) -> TaskHandle:
         """Get hold of a task that was dispatched before, also by another process.
@@ -281,8 +284,27 @@ class Conductor:
                 )
             await asyncio.sleep(0.2)
 
-    def _handle(self, sent: tuple[FollowedTask, str]) -> TaskHandle:
-        return TaskHandle(*sent, self.cancel_task)
+    def _handle(
+        self, sent: tuple[FollowedTask, str], task: TaskDefinition | None = None, agent_id: str | None = None
+    ) -> TaskHandle:
+        hint = partial(self._missing_agent, task.assigned_to, agent_id) if task else None
+        return TaskHandle(*sent, self.cancel_task, hint)
+
+    async def _missing_agent(self, agent_type: AgentType | None, agent_id: str | None) -> str:
+        """Tell that there is no agent for a task and what to start; nothing where one is, or nobody knows."""
+        try:
+            alive = await self.living_agents(None if agent_id else agent_type)
+        except ConductorError:
+            return ""
+        if agent_id:
+            there = any(agent.agent_id == agent_id for agent in alive)
+            return "" if there else f"No agent {agent_id!r} is running: start its node."
+        if alive or agent_type is None:
+            return ""
+        return (
+            f"No agent of type {agent_type} is running: start one with 'conductor up --agents {agent_type}', "
+            f"or with 'celery -A workers worker --agent {agent_type}'."
+        )
 
     def _open(self, wish: str) -> _Parts:
         if self._parts is None:

@@ -61,8 +61,28 @@ def test_a_line_of_the_log_looks_like_that(here: Path, data: Path) -> None:
     wait_until_sync(lambda: line.search(log.read_text()))
 
 
-def test_its_tests_pass(here: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider"]
-    done = subprocess.run([*command, "test_lengths.py"], cwd=here, capture_output=True, text=True, timeout=90)
+def test_its_tests_pass_as_a_user_runs_them(here: Path, tmp_path: Path) -> None:
+    [(plugins, arguments)] = re.findall(r"^\$ pip install (.*)\n\$ pytest (.*)\n", TEXT, re.MULTILINE)
+    assert plugins == "pytest pytest-asyncio"
+    pytest_script = Path(sys.executable).with_name("pytest")
+    done = subprocess.run(
+        [pytest_script, *arguments.split()],
+        env=environment(tmp_path),
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
+def test_its_tests_pass_with_the_setting_it_names(here: Path, tmp_path: Path) -> None:
+    assert '`asyncio_mode = "auto"` below `[tool.pytest.ini_options]`' in TEXT
+    settings = '[tool.pytest.ini_options]\nasyncio_mode = "auto"\n'
+    files = {"pyproject.toml": settings, "lengths.py": FUNCTION, "test_lengths.py": TESTS}
+    write_files(tmp_path, {**files})
+    pytest_script = Path(sys.executable).with_name("pytest")
+    done = subprocess.run([pytest_script], cwd=tmp_path, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout

@@ -10,6 +10,7 @@ import redis.asyncio as redis
 import conductor
 from conductor import Conductor, ConductorConfig, ConductorError, MessageBusError, StateError, TaskDefinition
 from conductor.core.enums import AgentType
+from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
 from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
@@ -224,3 +225,24 @@ def _record(task_id: str) -> str:
 
     error = {"exc_type": "ValueError", "exc_message": ["it is over"], "exc_module": "builtins"}
     return json.dumps({"status": "FAILURE", "result": error, "traceback": None, "task_id": task_id})
+
+
+async def test_waiting_in_vain_says_whose_agent_is_missing(valkey_url: str, tmp_path: Path) -> None:
+    prefix = f"{tmp_path.name}:"
+    settings = config(tmp_path, redis={"url": valkey_url, "key_prefix": prefix})
+    async with Conductor(settings) as ours:
+        by_type = await ours.dispatch(some_task())
+        by_id = await ours.dispatch(some_task(), "nobody-1")
+        for handle, said in ((by_type, "No agent of type coding is running: start one with 'conductor up "
+                              "--agents coding'"), (by_id, "No agent 'nobody-1' is running")):  # fmt: skip
+            with pytest.raises(ConductorError) as caught:
+                await handle.result(0.01)
+            assert caught.value.error_code == "TASK_TIMEOUT"
+            assert said in str(caught.value)
+        there = AgentState(agent_id="c", agent_type=AgentType.CODING, last_heartbeat=utc_now())
+        await ours.state.save_agent_state(there)
+        with pytest.raises(ConductorError) as caught:
+            await by_type.result(0.01)
+        assert str(caught.value).endswith("it is pending and goes on.")
+        await by_type.cancel()
+        await by_id.cancel()

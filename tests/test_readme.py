@@ -1,5 +1,6 @@
 """The README's programs do what it says."""
 
+import os
 import re
 import subprocess
 import sys
@@ -83,3 +84,33 @@ def test_a_program_gets_a_review(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"completed \{'.*': \d+.*\}\n", done.stdout)
+
+
+def test_a_request_looks_like_that(data: Path) -> None:
+    [command] = re.findall(r"^\$ (conductor request .*)", README, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment(data) | {"PATH": path}, cwd=ROOT, capture_output=True,
+        text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '"findings_total"' in done.stdout
+
+
+def test_a_program_that_runs_elsewhere_says_what_is_missing(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "look.py"], env=environment(data), cwd=tmp_path, capture_output=True, text=True,
+        timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("failed ")
+    assert str(tmp_path / "examples" / "sample_project") in done.stdout
+
+
+def test_the_agent_of_the_workflows_type_is_ended_before_the_workflow_runs_again() -> None:
+    workflow = (ROOT / "examples" / "workflow.yaml").read_text()
+    [kind] = re.findall(r'^@agent\("(.*)"\)', AGENT, re.MULTILINE)
+    assert f"assigned_to: {kind}\n" in workflow
+    assert f"This one is a `{kind}`" in README
+    assert "end it with Ctrl-C" in README

@@ -17,6 +17,7 @@ from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
 from conductor.core.models import AgentIdentity, TaskDefinition, TaskResult
 from conductor.core.state import AgentState
+from conductor.core.wording import error_text
 
 if TYPE_CHECKING:
     from conductor.agents.services import Bus, State
@@ -229,8 +230,7 @@ class BaseAgent(ABC):
         return result.model_copy(update=timing | {"metadata": result.metadata | workflow})
 
     def _failure(self, task: TaskDefinition, error: Exception | SystemExit) -> TaskResult:
-        text = f"SystemExit: {error}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
-        result = self._create_result(task.task_id, TaskStatus.FAILED, {}, text)
+        result = self._create_result(task.task_id, TaskStatus.FAILED, {}, error_text(error))
         result.metadata["error"] = {
             "error_type": type(error).__name__,
             "error_code": getattr(error, "error_code", "UNKNOWN_ERROR"),
@@ -277,7 +277,8 @@ class BaseAgent(ABC):
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"]) or "payload"
             raise AgentError(
-                f"Message {message.message_id} assigns no valid task: {where}: {problem['msg']}.",
+                f"Message {message.message_id} assigns no valid task: {where}: {problem['msg']}. Its payload "
+                'is {"task": {"name": ..., "assigned_to": ..., "input_data": {...}}}.',
                 self.agent_id,
                 error_code="INVALID_PAYLOAD",
                 details={"message_id": message.message_id},

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from conductor.core.config import ConductorConfig
 
 
+EMBEDDED_GONE = (
+    "the embedded server has ended with the 'conductor up', or the program, that started it: end this one, "
+    "start 'conductor up', and then this one again, or set CONDUCTOR_BROKER_URL to a server that stays"
+)
+
+
 @dataclass(frozen=True)
 class Addresses:
     """The URLs of the broker and of the Redis that keeps state and results."""
@@ -33,7 +39,11 @@ def find_addresses(config: ConductorConfig) -> Addresses:
     CONFIG_ERROR for a broker that is not known.
     """
     if config.broker_url:
-        scheme_of(config.broker_url)
+        try:
+            scheme_of(config.broker_url)
+        except ConfigurationError as error:
+            message = f"broker_url in {config.source_of('broker_url')} is not valid: {error.message}."
+            raise ConfigurationError(message, details={"keys": ["broker_url"]}) from None
     broker_url, redis_url = config.effective_broker_url, config.effective_redis_url
     if broker_url and redis_url:
         return Addresses(broker_url, redis_url)
@@ -51,3 +61,8 @@ def find_addresses(config: ConductorConfig) -> Addresses:
             "NO_REDIS",
         )
     return Addresses(broker_url or embedded, redis_url or embedded)
+
+
+def uses_embedded(config: ConductorConfig) -> bool:
+    """Whether one of the servers that a configuration means is the embedded one."""
+    return config.effective_broker_url is None or config.effective_redis_url is None

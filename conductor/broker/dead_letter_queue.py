@@ -90,7 +90,8 @@ class DeadLetterQueue:
     async def get(self, letter_id: str) -> DeadLetter | None:
         """Find the letter with an id, or else the newest one of the task with it; None if there is none.
 
-        The first eight characters of a letter's id, or more, are enough where no other begins with them.
+        The first eight characters of a letter's id, or more, are enough where no other begins with them:
+        MessageBusError, code DEAD_LETTER_AMBIGUOUS.
         """
 
         def look(shelf: Shelf, stop: threading.Event) -> DeadLetter | None:
@@ -107,7 +108,9 @@ class DeadLetterQueue:
                         newest = letter
                     elif len(letter_id) >= SHORT_ID and letter.letter_id.startswith(letter_id):
                         similar.append(letter)
-            return newest or (similar[0] if len(similar) == 1 else None)
+            if newest is None and len(similar) > 1:
+                raise _ambiguous(letter_id, similar)
+            return newest or (similar[0] if similar else None)
 
         return await self._do(look, "look for a dead letter")
 
@@ -132,7 +135,8 @@ class DeadLetterQueue:
         it is at.
 
         Raises ConfigurationError, code NOTHING_CHOSEN, when nothing says which letters are meant,
-        MessageBusError, code DEAD_LETTER_NOT_FOUND, and StateError when the result backend is away.
+        MessageBusError, code DEAD_LETTER_NOT_FOUND or DEAD_LETTER_AMBIGUOUS, and StateError when the result
+        backend is away.
         """
         chosen = await self._choose(letter_id, filters, everything=all, verb="replayed")
         loop = asyncio.get_running_loop()
@@ -251,8 +255,17 @@ class DeadLetterQueue:
 def not_found(letter_id: str) -> MessageBusError:
     """Make the error of an id that no letter has."""
     return MessageBusError(
-        f"There is no dead letter {letter_id!r}, nor one of a task with this id (or several begin so): it "
-        "may have been replayed or purged.",
+        f"There is no dead letter {letter_id!r}, nor one of a task with this id: it may have been replayed "
+        "or purged; 'conductor dlq list' shows those that there are.",
         "DEAD_LETTER_NOT_FOUND",
         {"letter_id": letter_id},
+    )
+
+
+def _ambiguous(letter_id: str, similar: Letters) -> MessageBusError:
+    ids = [letter.letter_id for letter in similar]
+    return MessageBusError(
+        f"{len(ids)} dead letters begin with {letter_id!r}: give more of the id, {' or '.join(ids[:3])}.",
+        "DEAD_LETTER_AMBIGUOUS",
+        {"letter_id": letter_id, "similar": ids},
     )

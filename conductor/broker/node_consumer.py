@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker.consumer import Consumer
 
+from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
 from conductor.core.exceptions import ConductorError
+from conductor.store.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,13 @@ _DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 
 class NodeConsumer(Consumer):  # type: ignore[misc]
     """Makes dead letters of what Celery would drop; in the parent process of a node."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Say the way out where the broker was an embedded server that does not come back."""
+        super().on_connection_error_after_connected(exc)
+        config = self.app.config
+        if uses_embedded(config) and EmbeddedServer.running(config.data_dir) is None:
+            logger.warning("Perhaps %s", EMBEDDED_GONE)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Put aside what cannot be read."""

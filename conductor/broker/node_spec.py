@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from conductor.agents.base import BaseAgent
@@ -93,19 +94,34 @@ def find_agent(chosen: str, known: Mapping[str, AgentFactory]) -> AgentFactory:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
-            f"The agent {chosen!r} cannot be imported: {error}. It has to be importable from where the node "
-            "is started, as package.module:Class.",
+            f"The agent {chosen!r} cannot be imported: {_import_problem(module_name, error)}.",
             "UNKNOWN_AGENT",
         ) from error
     if inspect.iscoroutinefunction(found):
         raise ConfigurationError(
             f"{chosen!r} is a function and no agent yet: write @conductor.agent(TYPE) above it.", "BAD_AGENT"
         )
-    if not callable(found):
-        raise ConfigurationError(f"{chosen!r} is not a class of agents.", "BAD_AGENT")
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, BaseAgent)):
+        raise ConfigurationError(
+            f"{chosen!r} is no agent: that is a subclass of conductor.BaseAgent, or a function below "
+            "@conductor.agent(TYPE).",
+            "BAD_AGENT",
+        )
     return found  # type: ignore[no-any-return]
+
+
+def _import_problem(module_name: str, error: BaseException) -> str:
+    """Tell what is wrong in the user's module, and in which line."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    # The first frame is ours.
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames[1:] else ""
+    if isinstance(error, ModuleNotFoundError) and error.name and where:
+        return f"it imports {error.name!r}, which is not installed here{where}"
+    if where or isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}{'' if isinstance(error, SyntaxError) else where}"
+    return f"{error}. It has to be importable from where the node is started, as package.module:Class"
 
 
 def _hosted(agent_id: str, factory: AgentFactory, config: ConductorConfig) -> HostedAgent:

@@ -32,6 +32,7 @@ from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage, TaskResultPayload
+from conductor.core.wording import error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -304,8 +305,7 @@ class MessageWork(Work):
 
     def _raised(self, error: BaseException) -> AgentMessage:
         code = str(getattr(error, "error_code", "UNKNOWN_ERROR"))
-        text = str(error) or type(error).__name__
-        return self._error(code, text, "".join(format_exception(error)))
+        return self._error(code, error_text(error), "".join(format_exception(error)))
 
     def _error(self, code: str, text: str, traceback: str | None) -> AgentMessage:
         task_id = assigned_task_id(self._message)

@@ -23,11 +23,17 @@ class TaskHandle:
     """A dispatched task; belongs to the event loop of its Conductor."""
 
     def __init__(
-        self, followed: FollowedTask, run: str, cancel: Callable[[str, str], Awaitable[bool]]
+        self,
+        followed: FollowedTask,
+        run: str,
+        cancel: Callable[[str, str], Awaitable[bool]],
+        hint: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
+        """`hint` gives a sentence about what a task may be waiting for, if there is something to say."""
         self._followed = followed
         self._run = run
         self._cancel = cancel
+        self._hint = hint
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.task_id} {self.status().value}>"
@@ -47,16 +53,17 @@ class TaskHandle:
     async def result(self, timeout: float | None = None) -> TaskResult:
         """Wait for the result, of whatever status; a cancelled task is SKIPPED.
 
-        After `timeout` seconds: ConductorError, code TASK_TIMEOUT. The task goes on, and may be waited for
-        again.
+        After `timeout` seconds: ConductorError, code TASK_TIMEOUT, which says so where nobody is there to do
+        the task. The task goes on, and may be waited for again.
         """
         ended = self._followed.ended
         await asyncio.wait({ended}, timeout=timeout)
         if ended.done():
             return ended.result()
+        hint = await self._hint() if self._hint and self.status() is TaskStatus.PENDING else ""
         raise ConductorError(
             f"Task {self.task_id} has not ended within {timeout:g} s: it is {self.status().value} and goes "
-            "on.",
+            f"on.{hint and f' {hint}'}",
             "TASK_TIMEOUT",
             {"task_id": self.task_id, "timeout_seconds": timeout, "status": self.status().value},
         )

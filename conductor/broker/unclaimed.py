@@ -117,7 +117,10 @@ async def put_aside_tasks(queue: TaskQueue, errors: ErrorDesk, limit: int | None
         await asyncio.to_thread(message.ack)
         count += 1
     if count:
-        logger.warning("%d tasks for agent %s, which is not there, are dead letters", count, queue.agent_id)
+        text = "1 task for agent %s, which is not there, is a dead letter"
+        if count != 1:
+            text = f"{count} tasks for agent %s, which is not there, are dead letters"
+        logger.warning(text, queue.agent_id)
     return count
 
 

@@ -18,6 +18,7 @@ from conductor.core.enums import TaskStatus
 from conductor.core.messages import StatusUpdatePayload
 from conductor.core.models import TaskDefinition, TaskResult
 from conductor.orchestration.workflow_events import WorkflowEvent
+from conductor.orchestration.workflow_ledger import UNASSIGNED
 from conductor.orchestration.workflow_progress import id_in_definition
 
 STYLES = {
@@ -150,7 +151,8 @@ class Board:
             phase, previous = ("" if row.phase == previous else row.phase), row.phase
             status = Text(row.status.value, STYLES[row.status])
             name = f"{row.task.name} (feedback {row.feedback_round})" if row.feedback_round else row.task.name
-            cells = (Text(phase), Text(name), Text(row.agent_id), status, Text(seconds))
+            agent = "" if row.agent_id == UNASSIGNED else row.agent_id
+            cells = (Text(phase), Text(name), Text(agent), status, Text(seconds))
             table.add_row(*cells, Text(row.remark))
         return table
 
@@ -171,9 +173,14 @@ class Board:
         again = f" (feedback {row.feedback_round})" if row.feedback_round else ""
         parts = [f"{row.phase}: {row.task.name}{again}: {row.status.value}"]
         if row.result is not None:
-            parts.append(f"by {row.agent_id} in {row.seconds or 0:.1f} s")
+            parts.append(f"{by(row.agent_id)} in {row.seconds or 0:.1f} s".lstrip())
             parts.append(f"({row.remark})" if row.remark else "")
         self._output.say(" ".join(filter(None, parts)))
+
+
+def by(agent_id: str) -> str:
+    """Tell who did a task, behind its status; nothing where nobody had it."""
+    return "" if agent_id == UNASSIGNED else f" by {agent_id}"
 
 
 def _outcome(row: Row) -> str:

@@ -9,12 +9,13 @@ import typer
 from pydantic import ValidationError
 
 from conductor.cli import dead_letter_commands
-from conductor.cli.execution import Settings, checked, execute
+from conductor.cli.execution import Settings, execute
 from conductor.cli.options import Json
 from conductor.cli.output import Output
 from conductor.cli.values import absolute_paths, parse_object, parse_pairs
-from conductor.core.config import load_config
+from conductor.core.channels import ChannelKind, validate_name
 from conductor.core.enums import AgentType, MessageType, Priority
+from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
 
@@ -29,7 +30,11 @@ app.add_typer(dead_letter_commands.app, name="dlq")
 
 Type = Annotated[MessageType, typer.Option("--type", "-t", help="The message's type.")]
 Payload = Annotated[
-    str, typer.Option(help="The message's payload, a JSON object; - reads it from standard input.")
+    str,
+    typer.Option(
+        help="The message's payload, a JSON object; - reads it from standard input. That of a task is "
+        '{"task": {"name": "look", "assigned_to": "review", "input_data": {"project": "/absolute/path"}}}.'
+    ),
 ]
 Sender = Annotated[str, typer.Option(help="Who sends it.")]
 Recipient = Annotated[
@@ -50,6 +55,19 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"conductor {metadata.version('conductorai')}")
         raise typer.Exit
+
+
+def _usable_run_id(run_id: str | None) -> str | None:
+    """Refuse an id that no channel and no directory below the workspaces can be called."""
+    if run_id is None:
+        return None
+    try:
+        validate_name(run_id, ChannelKind.WORKFLOW)
+    except MessageBusError as error:
+        raise typer.BadParameter(error.message) from None
+    if "/" in run_id or run_id.startswith("."):
+        raise typer.BadParameter(f"{run_id!r} is the name of a directory too: no '/', and no '.' in front")
+    return run_id
 
 
 @app.callback()
@@ -73,19 +91,21 @@ def options(
 def up(
     context: typer.Context,
     agents: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Agents to start, with commas: names, or package.module:Class. Default: all there are.",
             autocompletion=_complete_agents,
         ),
-    ] = "",
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=64, help="How many of each.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Start agent nodes, and a server if none is configured; Ctrl-C stops all."""
     from conductor.cli.serving import Service
 
-    chosen = [name.strip() for name in agents.split(",") if name.strip()]
+    chosen = [name.strip() for name in (agents or "").split(",") if name.strip()]
+    if agents is not None and not chosen:
+        raise typer.BadParameter("it names no agent; leave it out to start all", param_hint="--agents")
     settings: Settings = context.obj
     output = Output(as_json=as_json)
     execute(
@@ -106,6 +126,18 @@ def run(
     stop_on_failure: Annotated[
         bool, typer.Option("--stop-on-failure", help="Do nothing more after a task that failed.")
     ] = False,
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="ID",
+            callback=_usable_run_id,
+            help="The run's id. A run of this id goes on where it was; one that has ended is shown as it is.",
+        ),
+    ] = None,
+    max_feedback_loops: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How often monitors may send the workflow back.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
     """Run a workflow; starts what is missing for as long as it runs."""
@@ -114,13 +146,17 @@ def run(
 
     settings: Settings = context.obj
     given = parse_pairs(pairs or [], "--set")
-    config = checked(settings, lambda: load_config(settings.config_file))
-    loaded = checked(settings, lambda: load_workflow(workflow, given, config.data_dir / "workspaces"))
     output = Output(as_json=as_json)
     execute(
         settings,
         lambda config: WorkflowRun(
-            config, output, workflow=loaded, verbose=settings.verbose, stop_on_failure=stop_on_failure
+            config,
+            output,
+            workflow=load_workflow(workflow, given, config.data_dir / "workspaces", run_id),
+            run_id=run_id or "",
+            verbose=settings.verbose,
+            stop_on_failure=stop_on_failure,
+            max_feedback_loops=max_feedback_loops,
         ).run(),
     )
 
@@ -134,7 +170,7 @@ def resume(context: typer.Context, workflow_id: WorkflowId, as_json: Json = Fals
     output = Output(as_json=as_json)
     execute(
         settings,
-        lambda config: WorkflowRun(config, output, resumed_id=workflow_id, verbose=settings.verbose).run(),
+        lambda config: WorkflowRun(config, output, run_id=workflow_id, verbose=settings.verbose).run(),
     )
 
 
@@ -245,7 +281,7 @@ def request(
         correlation_id=correlation_id,
         priority=priority,
     )
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, verbose=context.obj.verbose)
     execute(context.obj, lambda config: talking.request(config, output, channel, message, timeout))
 
 
@@ -262,7 +298,7 @@ def listen(
     """Show messages as they come, with --json one a line; Ctrl-C ends it."""
     from conductor.cli import talking
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, verbose=context.obj.verbose)
     execute(
         context.obj,
         lambda config: talking.listen(config, output, patterns, count, timeout),

@@ -61,14 +61,6 @@ def execute(settings: Settings, work: Work, *, ends_with_signal: bool = False) -
     raise typer.Exit(code)
 
 
-def checked(settings: Settings, read: Callable[[], Any]) -> Any:
-    """Do something quick before the work, such as reading a file, with the same handling of errors."""
-    try:
-        return read()
-    except Exception as error:
-        raise typer.Exit(_report(error, verbose=settings.verbose)) from error
-
-
 def _prepare(settings: Settings) -> ConductorConfig:
     config = load_config(settings.config_file)
     configure_logging(config.log_level, verbose=settings.verbose)

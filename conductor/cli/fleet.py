@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +11,7 @@ from conductor.cli.node_process import Echo, NodeProcess
 from conductor.client import Conductor
 from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import ConductorError
+from conductor.core.fields import new_id
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,11 @@ READY_INTERVAL = 0.05
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 HEALTHY_SECONDS = 60.0
 
+RESERVED_SECONDS = START_LIMIT + 10.0
+"""How long an id is kept for an agent that is about to start, should its command die."""
+
+Taken = Callable[[], Awaitable[set[str]]]
+"""Gives the ids that agents have."""
 Report = Callable[[str, NodeProcess, str], None]
 """Called with "ready", "ended", "failed" or "gone", the node, and a sentence."""
 
@@ -39,6 +45,8 @@ class Fleet:
         self._nodes: list[NodeProcess] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._agent_ids: list[str] = []
+        self._owner = new_id()
+        self._reserved: set[str] = set()
 
     @property
     def agent_ids(self) -> list[str]:
@@ -52,6 +60,37 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    async def reserve(self, base: str, count: int, taken: Taken) -> list[str]:
+        """Take the next ids for agents, such as coding-1, which no other command takes until `start` is done.
+
+        `taken` is asked when an id is ours: who had it may have started its agent just before.
+        """
+        found: list[str] = []
+        number = 1
+        while len(found) < count:
+            agent_id = f"{base}-{number}"
+            number += 1
+            if agent_id in self._reserved or not await self._reserve(agent_id):
+                continue
+            if agent_id in await taken():
+                await self._release(agent_id)
+                continue
+            found.append(agent_id)
+        return found
+
+    async def _reserve(self, agent_id: str) -> bool:
+        name = f"agent-id:{agent_id}"
+        if await self._conductor.state.acquire_lease(name, self._owner, RESERVED_SECONDS):
+            self._reserved.add(agent_id)
+            return True
+        return False
+
+    async def _release(self, *agent_ids: str) -> None:
+        with contextlib.suppress(ConductorError):
+            for agent_id in agent_ids:
+                await self._conductor.state.release_lease(f"agent-id:{agent_id}", self._owner)
+                self._reserved.discard(agent_id)
 
     async def start(self, agents: Iterable[tuple[str, str]]) -> None:
         """Start a node for each pair of an agent's name and id, and return when all are ready.
@@ -68,6 +107,7 @@ class Fleet:
                 tasks = [starting.create_task(self._start(node)) for node in nodes]
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
+        await self._release(*self._reserved)
         failures = [failure for task in tasks if (failure := task.result())]
         if failures:
             raise ConductorError(failures[0], "NODE_FAILED")
@@ -75,6 +115,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """End all nodes."""
+        await self._release(*self._reserved)
         keepers, self._keepers = self._keepers, []
         for keeper in keepers:
             keeper.cancel()

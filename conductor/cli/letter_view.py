@@ -20,9 +20,9 @@ def table_of(letters: Iterable[DeadLetter], *, narrow: bool) -> Table:
     for name, width in (("id", SHORT_ID), ("age", 3), ("reason", 17)):
         table.add_column(name, no_wrap=True, min_width=width)
     for name in ("task or message", "agent"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(_cut(name))
     table.add_column("tries", no_wrap=True, justify="right", min_width=5)
-    table.add_column("error", no_wrap=True)
+    table.add_column(_cut("error"))
     for letter in letters:
         cells = (
             letter.letter_id[:SHORT_ID] if narrow else letter.letter_id,
@@ -33,16 +33,22 @@ def table_of(letters: Iterable[DeadLetter], *, narrow: bool) -> Table:
             str(letter.attempts),
             " ".join(letter.error_message.split()) or letter.error_code,
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(_cut, cells))
     return table
+
+
+def _cut(text: str) -> Text:
+    """One line, cut where it has to be: rich makes columns narrower only if they may wrap."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def describe(letter: DeadLetter) -> Text:
     """Write down all that a person can read of a letter."""
+    message = letter.error_message.removeprefix(f"{letter.error_type}: ")
     facts = {
         "id": letter.letter_id,
         "reason": letter.reason.value,
-        "error": f"{letter.error_type} {letter.error_code}: {letter.error_message}".strip(),
+        "error": f"{letter.error_type} {letter.error_code}: {message}".strip(),
         "task": _named(letter.task_name, letter.task_id),
         "message": letter.message_id,
         "agent": _named(letter.agent_id, letter.agent_type),

@@ -16,8 +16,10 @@ ERROR_STYLE, NOTE_STYLE = "bold red", "dim"
 class Output:
     """A person reads standard output, unless a program does: then it gets JSON there, the person the rest."""
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
+        self.verbose = verbose
+        """Whether a person wants stack traces."""
         self.human = _console(sys.stderr if as_json else sys.stdout)
         self._notes = _console(sys.stderr)
 
@@ -31,8 +33,14 @@ class Output:
         return self.human.is_terminal
 
     def show(self, table: Table) -> None:
-        """Write a table for a person; one that goes into a file or a pipe is not cut."""
-        (self.human if self.is_narrow else _console(self.human.file, width=UNCUT)).print(table)
+        """Write a table for a person; one that goes into a file or a pipe is neither cut nor padded."""
+        if self.is_narrow:
+            self.human.print(table)
+            return
+        console = _console(self.human.file, width=UNCUT)
+        with console.capture() as text:
+            console.print(table)
+        self.say("\n".join(line.rstrip() for line in text.get().splitlines()))
 
     def ask(self, question: str) -> None:
         """Write a question, on standard error, whose answer follows in the same line."""

@@ -6,23 +6,24 @@ import importlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+from conductor.broker.dead_letter_queue import SHORT_ID
 from conductor.cli.board import Board
 from conductor.cli.execution import FAILED
 from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
 from conductor.cli.progress import Listener
-from conductor.cli.servers import free_ids, names, servers_for_a_run, servers_of_a_run
+from conductor.cli.servers import names, refuse_a_runs_server, servers_for_a_run, servers_of_a_run
 from conductor.cli.workflow_file import Workflow
 from conductor.client import Conductor
 from conductor.core.channels import workflow_channel
-from conductor.core.config import ConductorConfig
+from conductor.core.config import ConductorConfig, mask_url
 from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.exceptions import ConductorError, ConfigurationError, WorkflowError
 from conductor.core.fields import utc_now
 from conductor.core.state import AgentState, WorkflowState
 from conductor.orchestration.workflow_engine import WorkflowEngine
-from conductor.orchestration.workflow_progress import restore
+from conductor.orchestration.workflow_progress import is_same, restore
 
 RUN = "run"
 """In the ids of agents that live for one run."""
@@ -37,17 +38,19 @@ class WorkflowRun:
         output: Output,
         *,
         workflow: Workflow | None = None,
-        resumed_id: str = "",
+        run_id: str = "",
         verbose: bool = False,
         stop_on_failure: bool = False,
+        max_feedback_loops: int = 3,
     ) -> None:
-        """Run a workflow, or go on with the run that `resumed_id` names."""
+        """Run a workflow, or go on with the run `run_id`, which has to exist where no workflow is given."""
         self._config = config
         self._given = workflow
-        self._resumed_id = resumed_id
+        self._run_id = run_id
         self._output = output
         self._verbose = verbose
         self._stop_on_failure = stop_on_failure
+        self._max_feedback_loops = max_feedback_loops
         self._board: Board
 
     async def run(self) -> int:
@@ -72,14 +75,15 @@ class WorkflowRun:
 
     async def _run(self) -> tuple[Workflow, WorkflowState]:
         echo = self._output.note if self._verbose else None
-        servers = servers_of_a_run if self._resumed_id else servers_for_a_run
+        servers = servers_of_a_run if self._run_id else servers_for_a_run
         async with (
             servers(self._config) as config,
             Conductor(config) as conductor,
             Fleet(conductor, self._on_node, echo, temporary=True) as fleet,
         ):
-            saved = await _saved(conductor, self._resumed_id) if self._resumed_id else None
-            workflow = self._given or _workflow_of(saved, self._config)
+            saved = await self._saved(conductor)
+            workflow = _workflow_of(saved, self._config) if saved else self._given
+            assert workflow is not None, "a run has a workflow, or an id to resume"
             self._output.say(f"workflow {workflow.definition.workflow_id}")
             self._board = Board(workflow, self._output)
             with self._board:
@@ -88,28 +92,47 @@ class WorkflowRun:
                 if saved is None or not saved.is_complete:
                     await self._start_missing(conductor, fleet, workflow)
                 self._board.note = ""
-                state = await self._engine_run(conductor, workflow)
+                state = await self._engine_run(conductor, workflow.definition.workflow_id)
                 for task_id, result in state.task_results.items():
                     self._board.ended(task_id, result)
             return workflow, state
 
-    async def _engine_run(self, conductor: Conductor, workflow: Workflow) -> WorkflowState:
+    async def _saved(self, conductor: Conductor) -> WorkflowState | None:
+        """Find the run to go on with; None where a new one begins."""
+        if self._given is None:
+            return await _find_run(conductor, self._run_id)
+        if not self._run_id:
+            return None
+        saved = await conductor.state.get_workflow_state(self._run_id)
+        if saved is None:
+            refuse_a_runs_server(self._config)
+        elif not is_same(restore(saved)[0], self._given.definition):
+            raise WorkflowError(
+                f"run {self._run_id!r} is of another workflow, or has other variables: take another --id, or "
+                f"go on with it by 'conductor resume {self._run_id}'",
+                self._run_id,
+                "WORKFLOW_CHANGED",
+            )
+        return saved
+
+    async def _engine_run(self, conductor: Conductor, workflow_id: str) -> WorkflowState:
         engine = WorkflowEngine(
             conductor,
             conductor.state,
             policy_engine=conductor.policy_engine,
+            max_feedback_loops=self._max_feedback_loops,
             stop_on_failure=self._stop_on_failure,
             on_event=self._board.on_event,
         )
-        channel = workflow_channel(workflow.definition.workflow_id)
+        channel = workflow_channel(workflow_id)
         async with (
             _watching(conductor, self._board),
             Listener(conductor.bus, channel, self._board.progressed),
         ):
             try:
-                if self._resumed_id:
-                    return await engine.resume_workflow(self._resumed_id)
-                return await engine.run_workflow(workflow.definition)
+                if self._given is None:
+                    return await engine.resume_workflow(workflow_id)
+                return await engine.run_workflow(self._given.definition)
             except asyncio.CancelledError:
                 self._board.say("interrupted: cancelling, and stopping what was started")
                 raise
@@ -124,8 +147,12 @@ class WorkflowRun:
         if not missing:
             return
         self._board.say(f"starting agents: {', '.join(missing)}")
-        taken = names(await conductor.state.list_agent_states())
-        await fleet.start((kind.value, free_ids(f"{kind.value}-{RUN}", 1, taken)[0]) for kind in missing)
+
+        async def taken() -> set[str]:
+            return names(await conductor.state.list_agent_states())
+
+        ids = [await fleet.reserve(f"{kind.value}-{RUN}", 1, taken) for kind in missing]
+        await fleet.start((kind.value, agent_id) for kind, [agent_id] in zip(missing, ids, strict=True))
 
     def _on_node(self, event: str, node: NodeProcess, sentence: str) -> None:
         if event != "ready" or self._verbose:
@@ -155,6 +182,7 @@ class WorkflowRun:
 async def cancel(config: ConductorConfig, output: Output, workflow_id: str) -> int:
     """End a run, whichever process runs it; 0 if it is cancelled then."""
     async with servers_of_a_run(config) as config, Conductor(config) as conductor:
+        workflow_id = (await _find_run(conductor, workflow_id)).workflow_id
         state = await WorkflowEngine(conductor, conductor.state).cancel_workflow(workflow_id)
     cancelled = state.metadata.get("outcome") == "cancelled"
     done, count = state.completed_task_count, len(state.task_results)
@@ -166,15 +194,29 @@ async def cancel(config: ConductorConfig, output: Output, workflow_id: str) -> i
     return 0 if cancelled else FAILED
 
 
-async def _saved(conductor: Conductor, workflow_id: str) -> WorkflowState:
+async def _find_run(conductor: Conductor, workflow_id: str) -> WorkflowState:
+    """Find a run by its id, or by a beginning of at least SHORT_ID characters that no other has."""
     state = await conductor.state.get_workflow_state(workflow_id)
-    if state is None:
-        raise WorkflowError(f"there is no workflow {workflow_id!r} here", workflow_id, "WORKFLOW_NOT_FOUND")
-    return state
+    if state is not None:
+        return state
+    similar = list[WorkflowState]()
+    if len(workflow_id) >= SHORT_ID:
+        known = await conductor.state.list_workflow_states()
+        similar = [one for one in known if one.workflow_id.startswith(workflow_id)]
+    if len(similar) == 1:
+        return similar[0]
+    if similar:
+        ids = ", ".join(one.workflow_id for one in similar)
+        problem = f"several workflows begin with {workflow_id!r}: {ids}"
+    else:
+        problem = (
+            f"there is no workflow {workflow_id!r} in {mask_url(conductor.addresses.redis_url)}: take the id "
+            "that 'conductor run' says first, and set CONDUCTOR_REDIS__URL or CONDUCTOR_DATA_DIR as it had it"
+        )
+    raise WorkflowError(problem, workflow_id, "WORKFLOW_NOT_FOUND")
 
 
-def _workflow_of(saved: WorkflowState | None, config: ConductorConfig) -> Workflow:
-    assert saved is not None, "a run has a workflow, or an id to resume"
+def _workflow_of(saved: WorkflowState, config: ConductorConfig) -> Workflow:
     return Workflow.of(restore(saved)[0], config.data_dir / "workspaces")
 
 

@@ -16,6 +16,7 @@ from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
 
 RUN_MARKER = "run.pid"
+LOOKS_WITHOUT_SERVER = 3
 NOTHING_THERE = ("NO_BROKER", "NO_REDIS")
 
 
@@ -97,11 +98,13 @@ def refuse_a_runs_server(config: ConductorConfig) -> None:
 
 
 def _names_a_process(marker: Path) -> bool:
+    """Whether a marker is that of another process which lives."""
     try:
-        os.kill(int(marker.read_text()), 0)
+        pid = int(marker.read_text())
+        os.kill(pid, 0)
     except (OSError, ValueError):
         return False
-    return True
+    return pid != os.getpid()
 
 
 @contextlib.asynccontextmanager
@@ -121,17 +124,13 @@ async def keep_running(server: EmbeddedServer, interval: float = 0.5) -> None:
             await asyncio.to_thread(server.start)
 
 
-def free_ids(agent: str, count: int, taken: set[str]) -> list[str]:
-    """The next ids for agents of a kind, such as coding-1; `taken` grows by them."""
-    base = agent.rpartition(":")[2].lower() or "agent"
-    found: list[str] = []
-    number = 1
-    while len(found) < count:
-        if (agent_id := f"{base}-{number}") not in taken:
-            found.append(agent_id)
-            taken.add(agent_id)
-        number += 1
-    return found
+async def server_of_others_ends(config: ConductorConfig, interval: float = 1.0) -> None:
+    """Return when the embedded server of another process is gone, and not only started again."""
+    missed = 0
+    while missed < LOOKS_WITHOUT_SERVER:
+        await asyncio.sleep(interval)
+        running = await asyncio.to_thread(EmbeddedServer.running, config.data_dir)
+        missed = 0 if running else missed + 1
 
 
 def names(agents: list[AgentState]) -> set[str]:

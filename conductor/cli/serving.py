@@ -1,18 +1,28 @@
 """`conductor up`: servers and agent nodes until a signal comes."""
 
 import asyncio
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
 from conductor.broker.node_spec import find_agent
 from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
-from conductor.cli.servers import embedded_if_needed, free_ids, keep_running, names, refuse_a_runs_server
+from conductor.cli.servers import (
+    embedded_if_needed,
+    keep_running,
+    names,
+    refuse_a_runs_server,
+    server_of_others_ends,
+)
+from conductor.cli.values import PATH_NAMES
 from conductor.client import Conductor
 from conductor.core.config import ConductorConfig, mask_url
+from conductor.core.exceptions import ConductorError
 from conductor.store.embedded import EmbeddedServer
 
 
@@ -40,21 +50,51 @@ class Service:
         refuse_a_runs_server(self._config)
         async with embedded_if_needed(self._config) as server, Conductor(self._config) as conductor:
             self._say_addresses(conductor, server)
-            try:
-                async with Fleet(
-                    conductor, self._on_node, self._output.note if self._verbose else None
-                ) as fleet:
-                    taken = names(await conductor.living_agents())
-                    pairs = [
-                        (agent, name) for agent in agents for name in free_ids(agent, self._count, taken)
-                    ]
-                    await fleet.start(pairs)
-                    self._say_ready(conductor, fleet)
-                    await _until_cancelled(server)
-            finally:
-                self._output.say("stopping; again Ctrl-C does not wait for what agents do")
-                self._output.emit({"event": "stopping"})
+            async with Fleet(conductor, self._on_node, self._output.note if self._verbose else None) as fleet:
+                try:
+                    await fleet.start(await self._named(agents, conductor, fleet))
+                    self._say_ready(conductor, fleet, example_input(agents[0]))
+                    await self._until_cancelled(server)
+                except asyncio.CancelledError:
+                    self._output.say("stopping; again Ctrl-C does not wait for what agents do")
+                    self._output.emit({"event": "stopping"})
+                    if server is not None:
+                        await self._warn_others(conductor, fleet)
+                    raise
         return 0
+
+    async def _named(
+        self, agents: Sequence[str], conductor: Conductor, fleet: Fleet
+    ) -> list[tuple[str, str]]:
+        """Give every agent that is to be started an id."""
+
+        async def taken() -> set[str]:
+            return names(await conductor.living_agents())
+
+        pairs: list[tuple[str, str]] = []
+        for agent in agents:
+            base = agent.rpartition(":")[2].lower() or "agent"
+            pairs += [(agent, agent_id) for agent_id in await fleet.reserve(base, self._count, taken)]
+        return pairs
+
+    async def _until_cancelled(self, server: EmbeddedServer | None) -> None:
+        """Keep our server running, or say it when that of somebody else is gone."""
+        if server is not None:
+            await keep_running(server)
+        elif uses_embedded(self._config):
+            await server_of_others_ends(self._config)
+            self._output.note(EMBEDDED_GONE)
+            self._output.emit({"event": "server_gone", "message": EMBEDDED_GONE})
+        await asyncio.Event().wait()
+
+    async def _warn_others(self, conductor: Conductor, fleet: Fleet) -> None:
+        """Name the agents of others that lose the server with us."""
+        with contextlib.suppress(ConductorError):
+            if others := sorted(names(await conductor.living_agents()) - set(fleet.agent_ids)):
+                self._output.note(
+                    f"{', '.join(others)}, which others started, can do nothing without this server: the "
+                    "command that starts first owns it. Start 'conductor up' again, and then these"
+                )
 
     def _say_addresses(self, conductor: Conductor, server: EmbeddedServer | None) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
@@ -66,12 +106,12 @@ class Service:
             self._output.say(f"redis   {redis}{note if redis == embedded else ''}")
         self._output.say(f"logs    {self._config.data_dir.absolute() / 'logs'}")
 
-    def _say_ready(self, conductor: Conductor, fleet: Fleet) -> None:
+    def _say_ready(self, conductor: Conductor, fleet: Fleet, example: str) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
         self._output.say()
         self._output.say("Ready. In another terminal:")
         self._output.say("  conductor run WORKFLOW.yaml")
-        self._output.say(f"  conductor dispatch --agent {fleet.agent_ids[0]} --input project=PATH")
+        self._output.say(f"  conductor dispatch --agent {fleet.agent_ids[0]} --input {example}")
         self._output.say("  conductor listen 'conductor:*'")
         self._output.say(f"From a program: CONDUCTOR_BROKER_URL={broker} CONDUCTOR_REDIS__URL={redis}")
         self._output.say("Ctrl-C stops all.")
@@ -87,14 +127,14 @@ class Service:
         self._output.emit({"event": f"agent_{event}", "agent_id": node.agent_id, "message": sentence})
 
 
-async def _until_cancelled(server: EmbeddedServer | None) -> None:
-    if server is not None:
-        await keep_running(server)
-    await asyncio.Event().wait()
-
-
 def _urls(conductor: Conductor) -> tuple[str, str]:
     return conductor.addresses.broker_url, conductor.addresses.redis_url
+
+
+def example_input(agent: str) -> str:
+    """An input that an agent takes, as it is given to `conductor dispatch --input`."""
+    inputs = getattr(importlib.import_module("workers.agents").AGENTS.get(agent), "inputs", ("KEY",))
+    return f"{inputs[0]}={'PATH' if inputs[0] in PATH_NAMES else 'VALUE'}"
 
 
 def _known(agents: Sequence[str]) -> list[str]:

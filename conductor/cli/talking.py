@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from conductor.cli.board import STYLES
+from conductor.cli.board import STYLES, by
 from conductor.cli.execution import FAILED
 from conductor.cli.output import Output
 from conductor.cli.progress import Listener, Progress
@@ -17,7 +17,7 @@ from conductor.client import Conductor
 from conductor.core.channels import task_channel, validate_channel, validate_pattern
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType, TaskStatus
-from conductor.core.exceptions import AgentError
+from conductor.core.exceptions import AgentError, ConfigurationError
 from conductor.core.messages import AgentMessage, StatusUpdatePayload
 from conductor.core.models import TaskDefinition, TaskResult
 
@@ -34,6 +34,7 @@ async def dispatch(
     """Have a task done; 0 if it was completed, or handed over where nobody waits."""
     async with running_servers(config) as conductor:
         kind = task.assigned_to.value if task.assigned_to else None
+        await _require_type(conductor, agent_id, kind)
         alive = await conductor.living_agents(kind)
         if wait and not (any(agent.agent_id == agent_id for agent in alive) if agent_id else alive):
             who = f"agent {agent_id}" if agent_id else f"{kind} agent"
@@ -51,6 +52,15 @@ async def dispatch(
         result = await _result_of(conductor, output, task, agent_id, policy_wait)
     _show_result(output, task, result)
     return 0 if result.status is TaskStatus.COMPLETED else FAILED
+
+
+async def _require_type(conductor: Conductor, agent_id: str | None, kind: str | None) -> None:
+    """Refuse a task for an agent that is known to be of another type."""
+    known = await conductor.state.get_agent_state(agent_id) if agent_id and kind else None
+    if known is not None and known.agent_type != kind:
+        raise ConfigurationError(
+            f"agent {agent_id} is a {known.agent_type} agent, not a {kind} one: leave out --type or --agent"
+        )
 
 
 async def publish(config: ConductorConfig, output: Output, channel: str, message: AgentMessage) -> int:
@@ -116,7 +126,8 @@ async def _result_of(
         try:
             result = await handle.result()
         except asyncio.CancelledError:
-            await asyncio.shield(handle.cancel())
+            cancelled = await asyncio.shield(handle.cancel())
+            output.note(f"interrupted: task {task.task_id} {'is cancelled' if cancelled else 'had ended'}")
             raise
         await listener.announce(result, "cli")
     return result
@@ -125,7 +136,7 @@ async def _result_of(
 def _show_result(output: Output, task: TaskDefinition, result: TaskResult) -> None:
     seconds = f" in {result.duration_seconds:.1f} s" if result.duration_seconds is not None else ""
     status = (result.status.value, STYLES[result.status])
-    output.say(Text.assemble(f"{task.name}: ", status, f" by {result.agent_id}{seconds}"))
+    output.say(Text.assemble(f"{task.name}: ", status, f"{by(result.agent_id)}{seconds}"))
     if remark := headline(task.assigned_to, result):
         output.say(remark)
     if not output.as_json and result.output_data:
@@ -139,8 +150,12 @@ def _show_message(output: Output, message: AgentMessage) -> None:
     time = message.timestamp.astimezone().strftime("%H:%M:%S.%f")[:-3]
     target = f" to {message.recipient_id}" if message.recipient_id else ""
     output.say(Text(f"{time} {message.message_type.value} from {message.sender_id}{target}", "bold"))
-    if message.payload:
-        output.say(_pretty(message.payload))
+    payload = dict(message.payload)
+    hidden = None if output.verbose else payload.pop("traceback", None)
+    if payload:
+        output.say(_pretty(payload))
+    if hidden:
+        output.note("conductor -v ... shows the traceback")
 
 
 def _pretty(data: Any) -> str:

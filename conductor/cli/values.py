@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,6 @@ def show_duration(seconds: float) -> str:
 def absolute_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
     """The same with the paths among the inputs absolute, those that are relative taken from `base`."""
     return {key: _absolute(value, base) if key in PATH_NAMES else value for key, value in data.items()}
-
-
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """A question that ends an error message, or nothing."""
-    close = get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {str(close[0])!r}?)" if close else ""
 
 
 def _absolute(value: Any, base: Path) -> Any:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from conductor.cli.values import absolute_paths, did_you_mean
+from conductor.cli.values import absolute_paths
 from conductor.core.enums import AgentType, WorkflowPhase
 from conductor.core.exceptions import ConfigurationError, WorkflowError
 from conductor.core.fields import new_id
 from conductor.core.models import TaskDefinition, WorkflowDefinition
+from conductor.core.wording import did_you_mean
 from conductor.orchestration.workflow_inputs import formatted
 from conductor.orchestration.workflow_plan import PHASE_AGENT_TYPES, Plan
 
@@ -51,25 +52,26 @@ class Workflow:
         return cls(definition, Path(workspace), phases)
 
 
-def load_workflow(file: Path, given: Mapping[str, Any], workspaces: Path) -> Workflow:
+def load_workflow(
+    file: Path, given: Mapping[str, Any], workspaces: Path, workflow_id: str | None = None
+) -> Workflow:
     """Read a workflow and put `given` variables, over those of the file, in place of ${vars.NAME}.
 
     Paths in the file are relative to it, those in `given` to the working directory. `${vars.workspace}`
-    is a directory of this run below `workspaces`. Raises ConfigurationError, code WORKFLOW_FILE, for
-    anything wrong.
+    is a directory of this run below `workspaces`; the run has a new id unless it is given one. Raises
+    ConfigurationError, code WORKFLOW_FILE, for anything wrong.
     """
-    return _Loader(file).load(given, workspaces)
+    return _Loader(file).load(given, workspaces, workflow_id or new_id())
 
 
 class _Loader:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def load(self, given: Mapping[str, Any], workspaces: Path) -> Workflow:
+    def load(self, given: Mapping[str, Any], workspaces: Path, workflow_id: str) -> Workflow:
         data = self._read()
         if "variables" in data:
             self._fail("variables", "in a file they are called 'vars'")
-        workflow_id = new_id()
         workspace = workspaces.absolute() / workflow_id
         variables = self._variables(data.pop("vars", None) or {}, given, workspace)
         data = self._substitute(data, variables, "")
@@ -152,6 +154,9 @@ class _Loader:
     def _require_shape(self, data: dict[str, Any]) -> None:
         if data.get("phases", 1) is None:
             del data["phases"]
+        for key in OF_THE_RUN & data.keys():
+            self._fail(key, "every run gives its own; leave it out")
+        self._require_known(data, WorkflowDefinition, "")
         tasks = data.get("tasks")
         if not isinstance(tasks, list) or not tasks:
             shown = "missing" if tasks is None else "empty" if tasks in ([], {}) else _kind(tasks)
@@ -161,10 +166,17 @@ class _Loader:
                 self._fail(f"tasks[{number}]", f"it must be a mapping with a 'name', not {_kind(task)}")
             for key in OF_THE_RUN & task.keys():
                 self._fail(f"tasks[{number}].{key}", "every run gives its own; leave it out")
+            self._require_known(task, TaskDefinition, f"tasks[{number}].")
             if task.get("assigned_to") is None:
                 self._fail(f"tasks[{number}].assigned_to", f"it is missing; {_choices(AgentType)}")
-        for key in OF_THE_RUN & data.keys():
-            self._fail(key, "every run gives its own; leave it out")
+
+    def _require_known(self, data: dict[str, Any], model: type[BaseModel], place: str) -> None:
+        known = [name for name in model.model_fields if name not in OF_THE_RUN | {"variables"}]
+        known += ["vars"] if model is WorkflowDefinition else []
+        for key in data:
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+                self._fail(f"{place}{key}", f"there is no such field{hint}")
 
     def _with_absolute_paths(self, task: dict[str, Any]) -> dict[str, Any]:
         data = task.get("input_data")
@@ -213,13 +225,6 @@ def _field(location: tuple[int | str, ...]) -> str:
 def _sentence(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return "it is missing"
-    if error["type"] == "extra_forbidden":
-        task_level = error["loc"][0] == "tasks"
-        model = TaskDefinition if task_level else WorkflowDefinition
-        known = [name for name in model.model_fields if name not in OF_THE_RUN | {"variables"}]
-        known += [] if task_level else ["vars"]
-        hint = did_you_mean(error["loc"][-1], known) or f"; known: {', '.join(known)}"
-        return f"there is no such field{hint}"
     value = error["input"]
     for kind in (AgentType, WorkflowPhase):
         if error["type"] == "enum" and kind(next(iter(kind))).value in str(error["ctx"]["expected"]):

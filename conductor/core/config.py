@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,13 +14,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from pydantic_settings.sources import InitSettingsSource
 
-from conductor.core.config_errors import explain, explain_no_json, read_yaml
+from conductor.core.config_errors import check_variables, explain, explain_no_json, read_yaml, source_of
 from conductor.core.fields import NonEmptyStr
 from conductor.core.retry import RetryPolicy
 from conductor.core.urls import check_url, mask_url
@@ -184,7 +186,12 @@ class PolicySetting(_Section):
     def _from_short_form(cls, data: Any) -> Any:
         if isinstance(data, str):
             return {"name": data}
-        if not isinstance(data, dict) or set(data) == {"name", "parameters"}:
+        if isinstance(data, PolicySetting):
+            return data
+        if not isinstance(data, dict):
+            given = data if isinstance(data, (int, float)) else f"a {type(data).__name__}"
+            raise ValueError(f"a policy is a name, or a mapping of one name to its parameters, not {given}")
+        if set(data) == {"name", "parameters"}:
             return data
         if len(data) != 1:
             raise ValueError(
@@ -199,6 +206,13 @@ class PolicySetting(_Section):
                 f"not a {type(parameters).__name__}"
             )
         return {"name": name, "parameters": parameters or {}}
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a configuration was read; configurations that say the same are equal wherever that was."""
+
+    file: Path | None = field(default=None, compare=False)
 
 
 class ConductorConfig(BaseSettings):
@@ -227,6 +241,7 @@ class ConductorConfig(BaseSettings):
     errors: ErrorsConfig = Field(default_factory=ErrorsConfig)
     policies: list[PolicySetting] = Field(default_factory=list)
     """What a Conductor asks before it dispatches a task, in this order."""
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     @model_validator(mode="after")
     def _agents_outlive_their_heartbeats(self) -> Self:
@@ -237,6 +252,14 @@ class ConductorConfig(BaseSettings):
                 f"({interval:g} s), else agents that live vanish"
             )
         return self
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember the file, for messages."""
+        self._origin = _Origin(_file.get() or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None))
+
+    def source_of(self, *key: int | str) -> str:
+        """Tell in words where the value of a key comes from, for a message about it."""
+        return source_of(key, self._origin.file, ENV_PREFIX)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         return _masked(iter(super().__repr_args__()))
@@ -263,6 +286,7 @@ class ConductorConfig(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let arguments win over the environment, and the environment over the file."""
+        check_variables(settings_cls, ENV_PREFIX)
         path = _file.get() or DEFAULT_FILE
         data = read_yaml(path) if _file.get() or path.is_file() else {}
         return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from difflib import get_close_matches
@@ -14,11 +15,20 @@ from conductor.core.exceptions import ConfigurationError
 from conductor.core.urls import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
     from pydantic_settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+#: What begins with our prefix and is for others: our tests, and what Kubernetes and Docker give every
+#: container beside a service or container that is called conductor.
+_OF_OTHERS = re.compile(r"CONDUCTOR_TEST_|.*_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP))?)(_|$)")
+#: How alike two names have to be, from 0 to 1, that one may be meant as the other.
+_ALIKE = 0.75
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -41,12 +51,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in data.items() if value is not None}
 
 
+def check_variables(model: type[BaseModel], env_prefix: str) -> None:
+    """Refuse variables that look like misspelled settings, and warn of others that are none.
+
+    Raises ConfigurationError. Keys within a section are checked with its other keys.
+    """
+    known = dict(_variables(model, env_prefix))
+    for name in sorted(os.environ):
+        word = name.upper()
+        section = env_prefix + word.removeprefix(env_prefix).partition("__")[0]
+        if not word.startswith(env_prefix) or not os.environ[name] or _OF_OTHERS.match(word):
+            continue
+        if word in known or (word != section and known.get(section)):
+            continue
+        ends = [one.removeprefix(env_prefix) for one in known]
+        if close := get_close_matches(word.removeprefix(env_prefix), ends, n=1, cutoff=_ALIKE):
+            raise ConfigurationError(
+                f"The environment variable {name} is no setting: did you mean {env_prefix}{close[0]}?",
+                details={"keys": [name], "file": None},
+            )
+        logger.warning("the environment variable %s is no setting of Conductor and is ignored", name)
+
+
+def _variables(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, bool]]:
+    """The variables of a model, and whether each stands for a section."""
+    for key, field in model.model_fields.items():
+        name, inner = f"{prefix}{key.upper()}", field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield name, True
+            yield from _variables(inner, f"{name}__")
+        else:
+            yield name, False
+
+
 def explain(
     error: ValidationError, model: type[BaseModel], path: Path | None, env_prefix: str
 ) -> ConfigurationError:
     """Make an error that names key, value, source and way out of each thing that is wrong."""
     problems = error.errors(include_url=False)
-    sentences = [_sentence(problem, model, _source(problem, path, env_prefix)) for problem in problems]
+    sentences = [_sentence(one, model, source_of(one["loc"], path, env_prefix)) for one in problems]
     keys = [_key(problem) for problem in problems]
     return ConfigurationError(
         " ".join(sentences), details={"keys": keys, "file": str(path) if path else None}
@@ -74,10 +117,11 @@ def _key(problem: ErrorDetails) -> str:
     return key.removeprefix(".") or "the configuration"
 
 
-def _source(problem: ErrorDetails, path: Path | None, env_prefix: str) -> str:
+def source_of(loc: tuple[int | str, ...], path: Path | None, env_prefix: str) -> str:
+    """Tell where the value of a key comes from, in words."""
     variables = {name.upper(): name for name in os.environ}
-    for depth in range(len(problem["loc"]), 0, -1):
-        wanted = env_prefix + "__".join(str(part) for part in problem["loc"][:depth]).upper()
+    for depth in range(len(loc), 0, -1):
+        wanted = env_prefix + "__".join(str(part) for part in loc[:depth]).upper()
         if wanted in variables:
             return f"environment variable {variables[wanted]}"
     return f"file {str(path)!r}" if path else "the arguments or the environment"

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import json
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -14,6 +13,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.urls import shown
+from conductor.core.wording import did_you_mean
 from conductor.orchestration.policy_engine import (
     AgentAvailabilityPolicy,
     AgentTypeConcurrencyPolicy,
@@ -27,7 +27,7 @@ from conductor.orchestration.policy_engine import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from conductor.core.config import PolicySetting
 
@@ -42,12 +42,21 @@ BUILT_IN: dict[str, type[Policy]] = {
 }
 
 
-def build_policy_engine(settings: Sequence[PolicySetting]) -> PolicyEngine:
-    """Make the policies of `config.policies`.
+def build_policy_engine(settings: Sequence[PolicySetting], source: str = "") -> PolicyEngine:
+    """Make the policies of `config.policies`, which come from `source`, as in "file 'conductor.yaml'".
 
     Raises ConfigurationError, code CONFIG_ERROR, that names the field ("policies[1].rate_limit.max_tasks"),
     its value and the way out. Policies named by an import path are imported.
     """
+    try:
+        return _engine(settings)
+    except ConfigurationError as error:
+        if not source:
+            raise
+        raise ConfigurationError(f"{source}: {error.message}", error.error_code, error.details) from error
+
+
+def _engine(settings: Sequence[PolicySetting]) -> PolicyEngine:
     engine = PolicyEngine()
     places: dict[str, str] = {}
     for number, setting in enumerate(settings):
@@ -84,7 +93,7 @@ def _find(name: str, place: str) -> Callable[..., Any]:
         return BUILT_IN[name]
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        hint = _did_you_mean(name, BUILT_IN) or f"; known: {', '.join(BUILT_IN)}"
+        hint = did_you_mean(name, BUILT_IN) or f"; known: {', '.join(BUILT_IN)}"
         raise _invalid(
             place, f"there is no policy {name!r}{hint}. Your own are named package.module:Class", name
         )
@@ -112,7 +121,7 @@ def _checked(maker: Callable[..., Any], given: Mapping[str, Any], place: str) ->
     takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
     for name in given:
         if name not in named and not takes_any:
-            hint = _did_you_mean(name, named) or f"; it takes {', '.join(named) or 'none'}"
+            hint = did_you_mean(name, named) or f"; it takes {', '.join(named) or 'none'}"
             raise _invalid(f"{place}.{name}", f"there is no such parameter{hint}")
     for name in named:
         if known[name].default is inspect.Parameter.empty and name not in given:
@@ -164,8 +173,3 @@ def _invalid(field: str, reason: str, value: object = None) -> ConfigurationErro
     # What is in a list or mapping may be secret.
     given = f" = {shown(value)}" if isinstance(value, (str, int, float)) else ""
     return ConfigurationError(f"{field}{given} is not valid: {reason}.", details={"keys": [field]})
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -11,6 +11,7 @@ from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import ConductorError, StateError
 from conductor.core.fields import utc_now
 from conductor.core.models import TaskResult
+from conductor.core.wording import error_text
 from conductor.orchestration.workflow_events import WorkflowEvent, unannounced
 from conductor.orchestration.workflow_progress import ended, keep_definition, keep_progress, of_round
 
@@ -142,7 +143,7 @@ def failed(task: TaskDefinition, error: Exception, started_at: datetime) -> Task
         task_id=task.task_id,
         agent_id=getattr(error, "agent_id", None) or UNASSIGNED,
         status=TaskStatus.FAILED,
-        error_message=str(error) or type(error).__name__,
+        error_message=error_text(error),
         started_at=started_at,
         completed_at=completed_at,
         duration_seconds=(completed_at - started_at).total_seconds(),
@@ -153,7 +154,7 @@ def log_entry(
     error: BaseException, phase: WorkflowPhase, task: TaskDefinition | None = None
 ) -> dict[str, Any]:
     """Make the entry of an error for a state's error_log."""
-    plain = error if isinstance(error, ConductorError) else ConductorError(str(error))
+    plain = error if isinstance(error, ConductorError) else ConductorError(error_text(error))
     entry: dict[str, Any] = {
         **plain.to_dict(),
         "error_type": type(error).__name__,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from conductor.core.enums import TaskStatus, WorkflowPhase
 from conductor.core.exceptions import ConductorError, WorkflowError
 from conductor.core.fields import utc_now
+from conductor.core.wording import error_text
 from conductor.orchestration.workflow_feedback import begin_round, grave_feedback, loops_used_up
 from conductor.orchestration.workflow_ledger import not_run
 from conductor.orchestration.workflow_phase import PhaseTasks, as_dispatched
@@ -98,7 +99,7 @@ class Run:
         try:
             await self.revoke()
             self.ledger.log(error)
-            await self._end(TaskStatus.FAILED, str(error) or type(error).__name__, skip=False)
+            await self._end(TaskStatus.FAILED, error_text(error), skip=False)
         except ConductorError:
             logger.exception("workflow %s: its end was not filed", self.ledger.state.workflow_id)
 

@@ -139,7 +139,7 @@ async def test_an_exception_becomes_a_failed_result_that_keeps_it() -> None:
     agent, task = Worker(raising(ValueError("bad input"))), TaskDefinition(name="x")
     result = await agent.execute_task(task)
     assert result.status is TaskStatus.FAILED
-    assert result.error_message == "bad input"
+    assert result.error_message == "ValueError: bad input"
     assert result.duration_seconds is not None
     error = result.metadata["error"]
     assert (error["error_type"], error["error_code"]) == ("ValueError", "UNKNOWN_ERROR")
@@ -155,9 +155,19 @@ async def test_the_code_of_one_of_our_errors_is_kept() -> None:
     assert result.metadata["error"]["error_code"] == "LLM_TIMEOUT"
 
 
-async def test_an_exception_without_text_is_named() -> None:
-    result = await Worker(raising(RuntimeError())).execute_task(TaskDefinition(name="x"))
-    assert result.error_message == "RuntimeError"
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError(), "RuntimeError"),
+        (KeyError("nothere"), "KeyError: 'nothere'"),
+        (ConductorError("The index is away.", "INDEX"), "The index is away."),
+    ],
+)
+async def test_an_exception_that_is_no_sentence_of_ours_is_told_with_its_type(
+    error: Exception, text: str
+) -> None:
+    result = await Worker(raising(error)).execute_task(TaskDefinition(name="x"))
+    assert result.error_message == text
 
 
 async def test_an_agent_that_exits_fails_and_ends_nothing_else() -> None:

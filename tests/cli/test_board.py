@@ -73,3 +73,12 @@ def test_what_ended_before_is_shown_in_the_end_and_not_announced(
         board.ended(task_id, result)
     assert capsys.readouterr().out == ""
     assert [row.status for row in board.rows.values()] == [TaskStatus.COMPLETED, TaskStatus.PENDING]
+
+
+def test_nobody_is_named_for_a_task_that_nobody_had(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    board = a_board(tmp_path)
+    nobodys = TaskResult(task_id=CODE.task_id, agent_id="unassigned", status=TaskStatus.FAILED)
+    board.on_event(event("task_ended", CODE, nobodys))
+    assert capsys.readouterr().out == "development: coding: failed in 0.0 s (failed)\n"

@@ -1,8 +1,10 @@
 """`conductor dlq` as operators use it, on every broker."""
 
+import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -64,6 +66,7 @@ def test_a_list_says_what_is_dead_and_why(url: str, tmp_path: Path) -> None:
     done = dlq(tmp_path, "list")
     assert done.returncode == 0, done.stderr
     heads, first, second, number, unreadable = done.stdout.splitlines()
+    assert not [line for line in done.stdout.splitlines() if line != line.rstrip()]
     assert heads.split() == ["id", "age", "reason", "task", "or", "message", "agent", "tries", "error"]
     for word in (
         "2h",
@@ -206,6 +209,35 @@ def test_on_a_terminal_it_asks(url: str, tmp_path: Path, answer: str, code: int,
     assert command.wait(60) == code
     os.close(keyboard)
     assert len(ids_in(dlq(tmp_path, "list", "--json"))) == left
+
+
+@pytest.mark.parametrize("url", ["valkey"], indirect=True)
+@pytest.mark.parametrize("columns", [60, 72, 80, 100])
+def test_a_terminal_of_any_width_shows_ids_and_cuts_errors(url: str, tmp_path: Path, columns: int) -> None:
+    long = a_letter(
+        90000, reason="retries_exhausted", attempts=4, agent_id="line_lengths-1",
+        task_name="review of the demo project", error_message="the disk is full " * 9,
+    )  # fmt: skip
+    short = a_letter(130, error_message="no")
+    put(url, long, short)
+    keyboard, terminal = pty.openpty()
+    env = environment(tmp_path / "data") | {"COLUMNS": str(columns)}
+    command = subprocess.Popen([COMMAND, "dlq", "list"], env=env, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = bytearray()
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while part := os.read(keyboard, 1000):
+            shown += part
+    os.close(keyboard)
+    assert command.wait(60) == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    heads, first, second, _ = text.splitlines()
+    assert heads.split()[:3] == ["id", "age", "reason"]
+    assert first.split()[:3] == [long.letter_id[:8], "1d", "retries_exhausted"]
+    assert re.search(r" 4  the.*…$", first), text
+    assert second.split()[:3] == [short.letter_id[:8], "2m", "rejected"]
+    assert second.rstrip().endswith("  1  no")
+    assert all(len(line) <= columns for line in text.splitlines())
 
 
 def _own_the_terminal() -> None:

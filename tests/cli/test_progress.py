@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,17 @@ def test_dispatch_shows_progress_while_the_task_runs(data: Path, tmp_path: Path)
         go_on.touch()
         assert dispatch.process.wait(60) == 0, dispatch
     assert "measure-1 task: 90 % done\n" in dispatch.out
+
+
+def test_ctrl_c_cancels_the_task_and_says_so(data: Path, tmp_path: Path) -> None:
+    inputs = ["--input", "text=hello", "--input", f"wait_for={tmp_path / 'never'}"]
+    with background(data, "dispatch", "--agent", "measure-1", *inputs) as dispatch:
+        wait_until_sync(lambda: saw(dispatch, "measure-1 task: 40 % measuring hello\n"), timeout=60)
+        assert dispatch.end(signal.SIGINT) == 130, dispatch
+    assert re.fullmatch(r"interrupted: task [-0-9a-f]{36} is cancelled\n", "".join(dispatch.err))
+    # The agent, which does one task at a time, is free.
+    done = conductor(data, "dispatch", "--agent", "measure-1", "--input", "text=hello")
+    assert done.returncode == 0, done.stdout
 
 
 def test_dispatch_shows_all_of_a_short_task_and_keeps_it_out_of_the_json(data: Path) -> None:

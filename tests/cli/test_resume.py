@@ -67,7 +67,7 @@ def test_a_killed_run_is_resumed_and_what_was_done_is_not_done_again(place: Path
     assert "development: review: in_progress" not in done.stderr
     assert "development: test: completed by test-run-" in done.stderr
     assert "2 of 2 tasks completed" in done.stderr
-    again = conductor(data, "resume", workflow_id, cwd=place)
+    again = conductor(data, "resume", workflow_id[:8], cwd=place)
     assert again.returncode == 0, again.stderr
     assert "starting agents" not in again.stdout
     assert "2 of 2 tasks completed" in again.stdout
@@ -121,7 +121,8 @@ def test_an_unknown_id_is_one_sentence(command: str, valkey_url: str, tmp_path: 
     done = conductor(tmp_path / "data", command, "no-such-run", cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "no workflow 'no-such-run'" in done.stderr
+    assert f"no workflow 'no-such-run' in {valkey_url.rpartition('/')[0]}/11: take the id" in done.stderr
+    assert "set CONDUCTOR_REDIS__URL" in done.stderr
 
 
 def test_ctrl_c_ends_a_resumed_run_too(place: Path) -> None:
@@ -136,4 +137,32 @@ def test_ctrl_c_ends_a_resumed_run_too(place: Path) -> None:
     with background(data, "resume", workflow_id, cwd=place) as command:
         wait_for(command, place / "running")
         assert command.end(signal.SIGINT) == 130, command
+    assert processes_of(data) == []
+
+
+def test_a_run_that_is_given_an_id_goes_on_under_it_and_is_shown_when_it_has_ended(place: Path) -> None:
+    data = place / "data"
+    run = ["run", "workflow.yaml", "--id", "nightly-7"]
+    with background(data, *run, cwd=place) as command:
+        wait_for(command, place / "running")
+        assert id_in(list(command.out)) == "nightly-7"
+        refused = conductor(data, "run", "workflow.yaml", "--id", "other", cwd=place)
+        assert refused.returncode == 2
+        assert "a 'conductor run' has its server in" in refused.stderr
+        command.process.kill()
+        command.process.wait()
+    wait_until_sync(lambda: not processes_of(data), timeout=30)
+    (place / "go").touch()
+    done = conductor(data, *run, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "development: review: in_progress" not in done.stdout
+    assert "2 of 2 tasks completed" in done.stdout
+    again = conductor(data, *run, cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "starting agents" not in again.stdout
+    assert "2 of 2 tasks completed" in again.stdout
+    write_files(place, {"workflow.yaml": WORKFLOW.replace("timeout_seconds: 600", "timeout_seconds: 60")})
+    changed = conductor(data, *run, cwd=place)
+    assert changed.returncode == 1
+    assert "run 'nightly-7' is of another workflow" in changed.stderr
     assert processes_of(data) == []

@@ -100,6 +100,21 @@ def test_a_task_that_fails_or_takes_too_long_fails_the_run_and_the_others_run(tm
     assert processes_of(tmp_path) == []
 
 
+@pytest.mark.parametrize("loops", [0, 1])
+def test_a_workflow_is_sent_back_as_often_as_is_said(loops: int, tmp_path: Path) -> None:
+    text = REVIEW.replace("}}]", "}}, {name: judge, assigned_to: monitor, input_data: {thresholds: ")
+    text += "      {max_findings: 0}}}]\n"
+    make_project(tmp_path / "project")
+    write_files(tmp_path, {"workflow.yaml": text})
+    run = ["run", "workflow.yaml", "--max-feedback-loops", str(loops), "--json"]
+    done = conductor(tmp_path / "data", *run, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert document["feedback_count"] == loops
+    assert document["error_log"][-1]["error_code"] == "MAX_FEEDBACK_LOOPS"
+    assert f"had its {loops} feedback loop" in done.stderr
+
+
 def test_ctrl_c_cancels_the_run_and_ends_everything(tmp_path: Path) -> None:
     workflow = write_files(slow_project(tmp_path), {"workflow.yaml": TROUBLE.replace(": 2,", ": 600,")})
     with background(tmp_path / "data", "run", str(workflow / "workflow.yaml")) as command:

@@ -10,7 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.cli import Background, background, conductor, processes_of
+from conductor.cli.serving import example_input
+from tests.support.cli import Background, background, conductor, environment, processes_of
+from tests.support.containers import LocalContainer
+from tests.support.nodes import READY, worker_command
 from tests.support.projects import make_project, write_files
 from tests.support.waiting import wait_until_sync
 
@@ -35,6 +38,9 @@ def test_it_says_how_to_reach_it(up: Background) -> None:
     assert ready["agents"] == ["coding-1", "review-1"]
     assert ready["broker_url"].startswith("redis://127.0.0.1:")
     assert any("conductor run WORKFLOW.yaml" in line for line in up.err)
+    assert any("conductor dispatch --agent coding-1 --input project=PATH" in line for line in up.err)
+    assert example_input("monitor") == "workflow_id=VALUE"
+    assert example_input("own:Agent") == "KEY=VALUE"
     assert (up.data_dir / "logs" / "coding-1.log").stat().st_size > 0
 
 
@@ -62,6 +68,12 @@ def test_dispatch_to_nobody_is_refused_unless_nobody_waits(data: Path) -> None:
     done = conductor(data, "dispatch", "-t", "monitor", "--no-wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "pending"
+
+
+def test_dispatch_to_an_agent_of_another_type_is_refused(data: Path) -> None:
+    done = conductor(data, "dispatch", "-a", "coding-1", "-t", "review", "-i", "project=/x")
+    assert done.returncode == 2
+    assert "agent coding-1 is a coding agent, not a review one" in done.stderr
 
 
 def test_listen_shows_what_is_published(data: Path) -> None:
@@ -114,6 +126,10 @@ def test_a_request_that_is_an_error_or_unanswered_fails(data: Path) -> None:
     done = conductor(data, "request", "conductor:agent:coding-1", "--payload", '{"task": 1}')
     assert done.returncode == 1
     assert '"error_code"' in done.stdout
+    assert "Traceback" not in done.stdout
+    assert '{\\"task\\": {\\"name\\": ..., ' in done.stdout
+    done = conductor(data, "-v", "request", "conductor:agent:coding-1", "--payload", '{"task": 1}')
+    assert "Traceback" in done.stdout
     done = conductor(data, "request", "conductor:nobody", "--timeout", "0.3")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -166,6 +182,20 @@ def test_ctrl_c_while_it_starts_ends_everything(tmp_path: Path) -> None:
     assert threading.active_count() < 50
 
 
+def test_two_that_start_at_once_take_different_ids(valkey_url: str, tmp_path: Path) -> None:
+    url = f"{valkey_url.rpartition('/')[0]}/10"
+    write_files(tmp_path, {"conductor.yaml": f"broker_url: {url}\n"})
+    up = ["up", "--agents", "review", "--json"]
+    with (
+        background(tmp_path / "one", *up, cwd=tmp_path) as one,
+        background(tmp_path / "two", *up, cwd=tmp_path) as two,
+    ):
+        ready = [command.wait_for_event(event="ready")["agents"] for command in (one, two)]
+        assert sorted(ready) == [["review-1"], ["review-2"]]
+    with background(tmp_path / "one", *up, cwd=tmp_path) as again:
+        assert again.wait_for_event(event="ready")["agents"] == ["review-1"]
+
+
 def test_an_agent_that_cannot_start_is_explained_with_the_end_of_its_log(tmp_path: Path) -> None:
     agent = (
         "from conductor.agents.base import BaseAgent\n"
@@ -183,4 +213,27 @@ def test_an_agent_that_cannot_start_is_explained_with_the_end_of_its_log(tmp_pat
     assert done.returncode == 1, done.stdout
     assert "the node broken-1 ended while starting" in done.stderr
     assert "no licence" in done.stderr
+    assert "Ctrl-C" not in done.stdout
+    assert processes_of(tmp_path) == []
+
+
+def test_who_stops_the_server_names_those_that_lose_it_and_they_say_the_way_out(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with background(data, "up", "--agents", "review") as owner:
+        wait_until_sync(lambda: any("Ready." in line for line in owner.out), timeout=60)
+        node = LocalContainer(
+            "node", worker_command("--agent", "devops", "-n", "own@h"), environment(data), tmp_path, READY
+        )
+        try:
+            node.ready()
+            with background(data, "up", "--agents", "coding") as other:
+                wait_until_sync(lambda: any("Ready." in line for line in other.out), timeout=60)
+                assert owner.end(signal.SIGINT) == 0, owner
+                owner.wait_for_error_line("coding-1, own, which others started, can do nothing without this")
+                way_out = "start 'conductor up', and then this one again"
+                other.wait_for_error_line(way_out)
+                wait_until_sync(lambda: way_out in node.logs(), timeout=60)
+                assert other.end(signal.SIGINT) == 0, other
+        finally:
+            node.teardown()
     assert processes_of(tmp_path) == []

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from conductor.cli import main
 from conductor.cli.commands import app
 from tests.support.cli import COMMAND, environment
+from tests.support.projects import write_files
 
 
 def invoke(*arguments: str, stdin: str = "") -> Result:
@@ -41,6 +42,10 @@ def test_every_command_has_help(command: str) -> None:
         (["run", "w.yaml", "--set", "project"], "'project' is not KEY=VALUE"),
         (["run", "missing.yaml"], "missing.yaml: there is no such file"),
         (["-c", "missing.yaml", "listen", "x"], "There is no configuration file 'missing.yaml'"),
+        (["run", "w.yaml", "--id", "a b"], "The workflow id 'a b' is not usable: ' ' is not allowed"),
+        (["run", "w.yaml", "--id", ""], "The workflow id '' is not usable: it is empty"),
+        (["run", "w.yaml", "--id", "../a"], "'../a' is the name of a directory too"),
+        (["run", "w.yaml", "--max-feedback-loops", "-1"], "Invalid value for '--max-feedback-loops'"),
         (["dispatch"], "--type TYPE or --agent ID"),
         (["dispatch", "-t", "cooking"], "'cooking' is not one of"),
         (["dispatch", "-t", "coding", "-i", "=x"], "'=x' is not KEY=VALUE"),
@@ -53,7 +58,8 @@ def test_every_command_has_help(command: str) -> None:
         (["listen"], "Missing argument"),
         (["up", "--count", "0"], "Invalid value for '--count'"),
         (["up", "--agents", "coding,cooking"], "There is no agent 'cooking'. Known agents: coding, "),
-        (["up", "--agents", "nowhere.at.all:Agent"], "cannot be imported"),
+        (["up", "--agents", ""], "it names no agent; leave it out to start all"),
+        (["up", "--agents", "nowhere.at.all:Agent"], "cannot be imported: No module named 'nowhere'"),
     ],
 )
 def test_wrong_use_is_explained(
@@ -64,6 +70,31 @@ def test_wrong_use_is_explained(
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def (:", "cannot be imported: SyntaxError: invalid syntax (agent_of_a_test.py, line 1)."),
+        ("x = 1\ny = z", "NameError: name 'z' is not defined (agent_of_a_test.py, line 2)"),
+        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3 (agent_of_a_test.py, line 1)."),
+        ("import nosuch.lib", "it imports 'nosuch', which is not installed here (agent_of_a_test.py,"),
+        ("x = 1", "cannot be imported: module 'agent_of_a_test' has no attribute 'Text'. It has to be"),
+        ("class Text: pass", "'agent_of_a_test:Text' is no agent: that is a subclass of conductor.BaseAgent"),
+    ],
+)
+def test_a_mistake_in_the_users_agent_is_told_before_anything_starts(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "agent_of_a_test", raising=False)
+    write_files(tmp_path, {"agent_of_a_test.py": text})
+    result = invoke("up", "--agents", "agent_of_a_test:Text")
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "data-home").exists()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +140,23 @@ def test_a_broken_configuration_file_is_explained(tmp_path: Path) -> None:
     result = invoke("-c", str(config), "up")
     assert result.exit_code == 2
     assert "brooker_url" in result.output
+
+
+def test_a_broker_of_an_unknown_kind_is_told_with_its_setting(tmp_path: Path) -> None:
+    config = tmp_path / "conductor.yaml"
+    config.write_text("broker_url: http://x\n")
+    result = invoke("-c", str(config), "listen", "x")
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert f"broker_url in file '{config}' is not valid: No broker is known for 'http://x'" in said
+
+
+def test_a_wrong_policy_is_told_with_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "conductor.yaml"
+    config.write_text("policies: [rat_limit]\n")
+    result = invoke("-c", str(config), "listen", "x")
+    assert result.exit_code == 2
+    assert f"error: file '{config}': policies[0] = 'rat_limit' is not valid" in result.output
 
 
 def test_verbose_shows_where_it_happened(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_every_load_is_a_run_of_its_own(file: Path, tmp_path: Path) -> None:
             "name: a\ntasks: [{name: t, assigned_to: coding, timeout: 5}]",
             "tasks[0].timeout: there is no such field (did you mean 'timeout_seconds'?)",
         ),
+        ("nmae: a\ntasks: [{name: t}]", "nmae: there is no such field (did you mean 'name'?)"),
+        ("name: a\ntask: [{name: t}]", "task: there is no such field (did you mean 'tasks'?)"),
+        ("name: a\ntasks: [{nmae: t}]", "tasks[0].nmae: there is no such field (did you mean 'name'?)"),
         ("name: a\ntask: []\ntasks: [{name: t, assigned_to: coding}]", "(did you mean 'tasks'?)"),
         (
             "name: a\nphases: [dev]\ntasks: [{name: t, assigned_to: coding}]",

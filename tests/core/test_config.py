@@ -184,6 +184,63 @@ def test_a_mistake_in_the_environment_names_the_variable(
     assert name in failure()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CONDUCTOR_REDIS_URL", "CONDUCTOR_REDIS__URL"),
+        ("CONDUCTOR_BROKER_ULR", "CONDUCTOR_BROKER_URL"),
+        ("CONDUCTOR_BROKER", "CONDUCTOR_BROKER_URL"),
+        ("conductor_loglevel", "CONDUCTOR_LOG_LEVEL"),
+        ("CONDUCTOR_POLICIES__0", "CONDUCTOR_POLICIES"),
+    ],
+)
+def test_a_misspelled_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+    monkeypatch.setenv(name, "redis://host")
+    assert failure() == f"The environment variable {name} is no setting: did you mean {meant}?"
+
+
+def test_a_variable_of_another_program_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CONDUCTOR_SERVER_URL", "http://conductor.example")
+    assert load_config() == ConductorConfig()
+    assert "CONDUCTOR_SERVER_URL is no setting of Conductor" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CONDUCTOR_TEST_REDIS_URL",
+        "CONDUCTOR_PORT",
+        "CONDUCTOR_SERVICE_HOST",
+        "CONDUCTOR_SERVICE_PORT_HTTP",
+        "CONDUCTOR_REDIS_PORT_6379_TCP_ADDR",
+    ],
+)
+def test_variables_that_others_make_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:6379")
+    load_config()
+    assert caplog.text == ""
+
+
+def test_a_policy_that_is_none_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDUCTOR_POLICIES", "[3]")
+    assert failure() == (
+        "policies[0] in environment variable CONDUCTOR_POLICIES is not valid: a policy is a name, or a "
+        "mapping of one name to its parameters, not 3."
+    )
+
+
+def test_a_configuration_knows_where_a_setting_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("broker_url: redis://host\n")
+    assert load_config().source_of("broker_url") == "file 'conductor.yaml'"
+    assert load_config(write("", "other.yaml")).source_of("redis", "url") == "file 'other.yaml'"
+    monkeypatch.setenv("CONDUCTOR_BROKER_URL", "redis://other")
+    assert load_config().source_of("broker_url") == "environment variable CONDUCTOR_BROKER_URL"
+
+
 def test_a_section_variable_that_is_no_json_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONDUCTOR_REDIS", f"redis://:{SECRET}@host")
     message = failure()

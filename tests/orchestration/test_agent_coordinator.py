@@ -276,7 +276,7 @@ async def test_a_failed_result_is_given_and_saved(
     agent = ScriptedAgent(work=failing(ValueError("bad")))
     await coordinator.register_agent(agent)
     result = await coordinator.dispatch_task(task())
-    assert (result.status, result.error_message) == (TaskStatus.FAILED, "bad")
+    assert (result.status, result.error_message) == (TaskStatus.FAILED, "ValueError: bad")
     assert await state.get_task_result(result.task_id) == result
     assert coordinator.get_available_agents() == [agent]
 

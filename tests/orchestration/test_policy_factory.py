@@ -134,7 +134,7 @@ MISTAKES = [
     ("xyz", ["policies[0]", "'xyz'", "known: max_concurrent_tasks, task_timeout"]),
     ("rate_limit", ["policies[0].rate_limit.max_tasks", "missing"]),
     ("budget: 7", ["policies[0]", "parameters of 'budget' are a mapping", "not a int"]),
-    ("7", ["policies[0]", "valid dictionary"]),
+    ("7", ["policies[0]", "a policy is a name, or a mapping", "not 7"]),
     ("{budget: {limit: 1}, task_timeout: {}}", ["policies[0]", "has 2 names", "'budget', 'task_timeout'"]),
     ("{}", ["policies[0]", "has 0 names"]),
     (

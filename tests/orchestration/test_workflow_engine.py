@@ -144,7 +144,7 @@ async def test_a_failed_task_is_recorded_and_the_run_goes_on(
     final = await WorkflowEngine(coordinator, state).run_workflow(workflow("coding", "review", "devops"))
     assert final.status is TaskStatus.COMPLETED
     assert (final.completed_task_count, final.failed_task_count) == (2, 1)
-    assert final.task_results["0-coding"].error_message == "bad"
+    assert final.task_results["0-coding"].error_message == "ValueError: bad"
     assert outline(final)[0] == ("development", "failed", 2, 1, 1)
     assert final.error_log == []
 

@@ -29,6 +29,7 @@ class CodingAgent(ToolAgent):
     """
 
     agent_type_served = AgentType.CODING
+    inputs = (*ToolAgent.inputs, "feedback")
     exclusive = True
 
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class DeployingAgent(WorkAgent):
     """
 
     agent_type_served = AgentType.DEPLOYING
+    inputs = ("wheel", "workspace", "entry_point", "arguments", "keep")
 
     async def _do(self, task: TaskDefinition) -> dict[str, Any]:
         data, started = task.input_data, time.monotonic()

@@ -30,6 +30,7 @@ class DevOpsAgent(ToolAgent):
     """
 
     agent_type_served = AgentType.DEVOPS
+    inputs = (*ToolAgent.inputs, "output_dir")
 
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:
         if not (root / "pyproject.toml").is_file() and not (root / "setup.py").is_file():

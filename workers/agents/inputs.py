@@ -1,9 +1,22 @@
 """Reading a task's input; every mistake is a WorkFailedError that names the field and the value."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from conductor.core.wording import did_you_mean
 from workers.agents.failure import WorkFailedError
+
+
+def require_known(data: dict[str, Any], known: Iterable[str]) -> None:
+    """Refuse what is in the input and not `known`."""
+    names = list(known)
+    for name in data:
+        if name not in names:
+            raise WorkFailedError(
+                f"the task's input has {name!r}, which this agent does not take{did_you_mean(name, names)}; "
+                f"it takes {', '.join(names)}"
+            )
 
 
 def path_input(data: dict[str, Any], name: str) -> Path | None:

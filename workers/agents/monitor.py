@@ -31,6 +31,7 @@ class MonitorAgent(WorkAgent):
     """
 
     agent_type_served = AgentType.MONITOR
+    inputs = ("workflow_id", "thresholds", "severity")
 
     async def _do(self, task: TaskDefinition) -> dict[str, Any]:
         data = task.input_data

@@ -27,6 +27,7 @@ class ReviewAgent(ToolAgent):
     """
 
     agent_type_served = AgentType.REVIEW
+    inputs = (*ToolAgent.inputs, "complexity_threshold", "max_findings")
 
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:
         threshold = count_input(data, "complexity_threshold", COMPLEXITY_THRESHOLD)

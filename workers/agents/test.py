@@ -33,6 +33,7 @@ class TestAgent(ToolAgent):
 
     __test__ = False  # pytest would collect it by its name
     agent_type_served = AgentType.TEST
+    inputs = (*ToolAgent.inputs, "arguments")
     exclusive = True
 
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class TestDataAgent(ToolAgent):
 
     __test__ = False  # pytest would collect it by its name
     agent_type_served = AgentType.TEST_DATA
+    inputs = (*ToolAgent.inputs, "module", "examples", "seed", "call_seconds", "output")
     exclusive = True
 
     async def _work(self, root: Path, data: dict[str, Any]) -> dict[str, Any]:

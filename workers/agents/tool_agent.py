@@ -19,6 +19,7 @@ class ToolAgent(WorkAgent):
     workflow share as their copy of it. The project itself is never changed.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("project", "workspace")
     exclusive: ClassVar[bool] = False
     """Whether nobody else may work in the same workspace meanwhile."""
 

@@ -8,12 +8,15 @@ from conductor.core.config import ConductorConfig
 from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.models import TaskDefinition, TaskResult
 from workers.agents.failure import WorkFailedError
+from workers.agents.inputs import require_known
 
 
 class WorkAgent(BaseAgent):
     """An agent of one type; what goes wrong is a FAILED result whose error_message is for a person."""
 
     agent_type_served: ClassVar[AgentType]
+    inputs: ClassVar[tuple[str, ...]]
+    """The inputs it takes, beside the `feedback` that every task has whose workflow was sent back."""
 
     def __init__(self, agent_id: str, config: ConductorConfig) -> None:
         super().__init__(
@@ -29,6 +32,7 @@ class WorkAgent(BaseAgent):
 
     async def _execute(self, task: TaskDefinition) -> TaskResult:
         try:
+            require_known(task.input_data, dict.fromkeys((*self.inputs, "feedback")))
             output = await self._do(task)
         except WorkFailedError as error:
             return self._create_result(task.task_id, TaskStatus.FAILED, error.output, error=str(error))

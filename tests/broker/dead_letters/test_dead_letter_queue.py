@@ -81,7 +81,9 @@ async def test_the_beginning_of_an_id_is_enough_where_it_tells_them_apart(
     put(url, one, two)
     assert await queue.get("abcdefgh-2") == two
     assert await queue.get("abcdefgh-1") == one
-    assert await queue.get("abcdefgh") is None
+    with pytest.raises(MessageBusError, match="2 dead letters begin with 'abcdefgh': give more") as caught:
+        await queue.get("abcdefgh")
+    assert caught.value.error_code == "DEAD_LETTER_AMBIGUOUS"
     assert await queue.get("abcd") is None
     assert await queue.purge("abcdefgh-2") == 1
     assert await queue.list() == [one]

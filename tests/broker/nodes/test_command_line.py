@@ -15,6 +15,7 @@ from conductor.core.enums import AgentStatus, TaskStatus
 from tests.broker.nodes.conftest import task
 from tests.support.containers import LocalContainer
 from tests.support.nodes import READY, AgentNode, Farm, run_celery, worker_command
+from tests.support.projects import write_files
 from tests.support.waiting import wait_until_sync
 
 #: The command line does not depend on the broker.
@@ -86,6 +87,24 @@ def test_without_a_broker_the_worker_says_what_to_do(farm: Farm, tmp_path: Path)
 )
 def test_a_worker_that_cannot_be_says_why(farm: Farm, options: list[str], word: str) -> None:
     done = run_celery("worker", *options, environment=farm.environment())
+    assert done.returncode != 0
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("def (:", "cannot be imported: SyntaxError: invalid syntax (broken_agent.py, line 1)."),
+        ("import sys\nsys.exit(3)", "cannot be imported: SystemExit: 3 (broken_agent.py, line 2)."),
+    ],
+)
+def test_a_mistake_in_the_users_module_is_told_as_that(
+    farm: Farm, tmp_path: Path, text: str, word: str
+) -> None:
+    write_files(tmp_path, {"broken_agent.py": text})
+    environment = farm.environment() | {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}"}
+    done = run_celery("worker", "--agent", "broken_agent:Agent", environment=environment)
     assert done.returncode != 0
     assert word in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

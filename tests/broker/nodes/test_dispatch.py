@@ -153,7 +153,7 @@ async def test_an_agent_that_raises_gives_a_failed_result_and_celery_a_traceback
     handle = await conductor.dispatch(order, agent.agent_id)
     result = await handle.result(20)
     assert result.status is handle.status() is TaskStatus.FAILED
-    assert result.error_message == "the disk is full"
+    assert result.error_message == "ValueError: the disk is full"
     assert result.metadata["error"]["error_type"] == "ValueError"
     record = AsyncResult(order.task_id, app=farm.app)
     assert record.state == "FAILURE"

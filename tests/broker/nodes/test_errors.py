@@ -133,7 +133,7 @@ async def test_another_error_is_escalated_and_kept(
     await wait_until(lambda: escalated.messages)
     (message,) = escalated.messages
     assert (message.priority, message.message_type) == (Priority.CRITICAL, MessageType.ERROR)
-    assert message.payload["error_message"] == "the disk is full"
+    assert message.payload["error_message"] == "ValueError: the disk is full"
     assert message.payload["task_id"] == order.task_id
 
 

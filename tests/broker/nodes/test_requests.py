@@ -102,7 +102,7 @@ async def test_an_agent_that_raises_answers_with_an_error_and_celery_has_the_tra
     answer = await conductor.bus.request(agent_channel(agent.agent_id), asked, 20)
     assert answer.message_type is MessageType.ERROR
     error = ErrorPayload.model_validate(answer.payload)
-    assert (error.error_message, error.agent_id) == ("the disk is full", agent.agent_id)
+    assert (error.error_message, error.agent_id) == ("ValueError: the disk is full", agent.agent_id)
     assert error.task_id == (order.task_id if kind == "assignment" else None)
     assert "_do_fail" in str(error.traceback)
     record = AsyncResult(asked.message_id, app=farm.app)
