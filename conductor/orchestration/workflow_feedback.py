@@ -70,7 +70,7 @@ def begin_round(ledger: Ledger, feedback: FeedbackPayload) -> None:
 def loops_used_up(workflow_id: str, count: int, limit: int) -> WorkflowError:
     """Make the error of a workflow that may not be sent back once more."""
     return WorkflowError(
-        f"Workflow {workflow_id} had its {limit} feedback loops.",
+        f"Workflow {workflow_id} had all its feedback loops ({limit}).",
         workflow_id,
         "MAX_FEEDBACK_LOOPS",
         {"feedback_count": count, "max_feedback_loops": limit},

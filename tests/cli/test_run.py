@@ -112,7 +112,7 @@ def test_a_workflow_is_sent_back_as_often_as_is_said(loops: int, tmp_path: Path)
     document = json.loads(done.stdout)
     assert document["feedback_count"] == loops
     assert document["error_log"][-1]["error_code"] == "MAX_FEEDBACK_LOOPS"
-    assert f"had its {loops} feedback loop" in done.stderr
+    assert f"had all its feedback loops ({loops})" in done.stderr
 
 
 def test_ctrl_c_cancels_the_run_and_ends_everything(tmp_path: Path) -> None:
