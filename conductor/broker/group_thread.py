@@ -108,7 +108,8 @@ class GroupThread(LinkThread[GroupLink]):
             self._waker.send(b"!")
 
     def _serve(self, link: GroupLink) -> None:
-        if not link.keeps_deliveries:
+        if self._held and not link.keeps_deliveries:
+            # With nothing held, the connection before was lost too early to tell what became of the rest.
             self._survived = {delivery.identity: False for delivery in self._held}
             self._held.clear()
             self._fresh.clear()

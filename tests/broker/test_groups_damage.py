@@ -248,3 +248,30 @@ async def test_a_message_that_is_lost_on_its_way_to_the_member_comes_again(url: 
         await inbox.has(1)
         await bus.publish(channel, a_message(2))
         await inbox.has(1, 2)
+
+
+async def test_a_message_is_handled_once_though_the_connection_is_lost_twice(url: str, group: str) -> None:
+    channel, begun, may_end, ended = unique("twice"), Inbox(), asyncio.Event(), Inbox()
+
+    async def member(message: AgentMessage) -> None:
+        await begun(message)
+        if message.payload["number"] == 1:
+            await may_end.wait()
+        await ended(message)
+
+    async with Proxy(url) as proxy, KombuMessageBus(proxy.url, visibility_timeout=60.0) as bus:
+        await bus.subscribe(channel, member, group=group)
+        await bus.publish(channel, a_message(1))
+        await begun.has(1)
+        await proxy.stop()
+        proxy.hold(group.encode())  # which is in what the member says to be one again
+        await proxy.start()
+        await asyncio.wait_for(proxy.holds.wait(), 10)
+        await proxy.stop()
+        may_end.set()
+        await ended.has(1)
+        proxy.release()
+        await proxy.start()
+        await bus.publish(channel, a_message(2))
+        await wait_until(lambda: 2 in ended.numbers, timeout=30)
+        assert begun.numbers == [1, 2]
