@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Seconds; a limit that is longer than that is none.
 LONGEST = 10**9
+#: Levels of lists and objects, as many as a dead letter can hold; Python gives up at about 900.
+DEEPEST = 200
 
 
 def _utf8(text: str) -> str:
@@ -81,6 +83,7 @@ def check(request: Request) -> None:
     try:
         _Request.model_validate(request.request_dict)
         _Embedded.model_validate({} if embedded is None else embedded)
+        _check_depth(request.request_dict)
         request.task.__header__(*request.args, **request.kwargs)
         if request.eta is not None:
             request.eta.astimezone(UTC)
@@ -90,3 +93,13 @@ def check(request: Request) -> None:
         raise InvalidTaskError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
     except (TypeError, OverflowError, ValueError) as error:
         raise InvalidTaskError(str(error)) from error
+
+
+def _check_depth(found: dict[str, Any]) -> None:
+    level: list[Any] = [found]
+    for _ in range(DEEPEST):
+        inner = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+        level = [part for part in inner if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested over {DEEPEST} levels deep")

@@ -38,6 +38,8 @@ BODIES = {
     "no list": '{"a": 1}',
     "a text": '"text"',
     "many brackets": "[" * 2000,
+    "many nested lists": body([TASK, json.loads("[" * 900 + "]" * 900)]),
+    "many nested lists in the task": body([{**TASK, "input_data": {"a": json.loads("[" * 230 + "]" * 230)}}]),
     "no arguments": body([]),
     "a bad definition": body([{"name": ""}]),
     "too many arguments": body([None] * 9),
@@ -98,6 +100,12 @@ async def test_a_pickle_is_kept_and_the_node_works_on(
     conductor: Conductor, agent: AgentNode, farm: Farm
 ) -> None:
     await _is_kept(conductor, agent, farm, b"\x80\x04N.", content_type="application/x-python-serialize")
+
+
+async def test_a_task_may_be_nested_deeply(conductor: Conductor, agent: AgentNode) -> None:
+    say = json.loads("[" * 180 + "]" * 180)
+    result = await (await conductor.dispatch(task(say=say), agent.agent_id)).result(20)
+    assert result.output_data["echo"] == say
 
 
 async def test_headers_that_fill_a_frame_are_kept_and_replayed(
