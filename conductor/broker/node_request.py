@@ -139,9 +139,5 @@ class NodeRequest(Request):  # type: ignore[misc]
             self.terminate(pool, "KILL")
 
     def _file_timeout(self, seconds: float) -> None:
-        error = self.node.desk.time_out(self, seconds)
-        if error is not None:
-            self.task.backend.mark_as_failure(
-                self.id, error, request=self._context, store_result=self.store_errors
-            )
-        self.send_event("task-failed", exception=repr(error or TaskFailed("timed out")), traceback=None)
+        self.node.desk.time_out(self, seconds)
+        self.send_event("task-failed", exception=repr(TaskFailed("timed out")), traceback=None)

@@ -236,7 +236,8 @@ class MessageWork(Work):
         """See `Work.interrupted`."""
         agent_id, task_id = self._agent.agent_id, assigned_task_id(self._message)
         if reason is Reason.CANCELLED:
-            await self._office.states.save(self._agent)
+            forgetting = self._office.records.forget_probe(self._run, self._breaker)
+            await asyncio.gather(self._office.states.save(self._agent), forgetting)
             return None  # The parent process files it as REVOKED.
         if reason is Reason.TIMED_OUT:
             response = timeout_response(self._message, agent_id, self._seconds)

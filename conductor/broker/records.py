@@ -64,6 +64,8 @@ class Run:
     args: list[Any] = field(repr=False)
     original: Callable[[], Original] = field(repr=False, compare=False)
     """Gives the message that Celery delivered."""
+    limit: float | None = None
+    """Seconds after which its process is killed."""
 
     @classmethod
     def of(cls, request: Context, run_id: str) -> Run:
@@ -77,6 +79,7 @@ class Run:
             retries=request.retries or 0,
             args=list(request.args or ()),
             original=partial(Original.of_request, request),
+            limit=(request.timelimit or [None])[0],
         )
 
     @classmethod
@@ -133,7 +136,7 @@ class TaskRecords:
             "kwargs": {"run": run.run_id},
             "task_id": run.task_id,
         }
-        arguments = [json.dumps(started), self._expires, run.retries, run.task_id, *_rules(breaker)]
+        arguments = [json.dumps(started), self._expires, run.retries, run.task_id, *_rules(breaker, run)]
         verdict, first, before, *more = await self._run("start_task", run, breaker, *arguments)
         if verdict == 1:
             return Start(before=before.decode(), end=json.loads(first))
@@ -219,7 +222,14 @@ class TaskRecords:
     ) -> bool:
         if breaker is None:
             verdict = ""
-        arguments = [json.dumps(record), self._expires, run.task_id, verdict, *_rules(breaker), int(tell)]
+        arguments = [
+            json.dumps(record),
+            self._expires,
+            run.task_id,
+            verdict,
+            *_rules(breaker, run),
+            int(tell),
+        ]
         filed, opened = await self._run("end_task", run, breaker, *arguments)
         if opened and breaker is not None:
             breaker.log_opening()
@@ -233,8 +243,8 @@ class TaskRecords:
         )
 
 
-def _rules(breaker: SharedBreaker | None) -> list[str | int]:
-    return breaker.rules if breaker is not None else ["", 0, 0, 0]
+def _rules(breaker: SharedBreaker | None, run: Run) -> list[str | int]:
+    return breaker.rules(run.limit) if breaker is not None else ["", 0, 0, 0]
 
 
 def _described(failure: TaskFailed) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if known then
             return {1, known, ''}
         end
         if record['cancelled'] then
+            breaker_forget(KEYS[2], ARGV[5])
             local revoked = cjson.encode({
                 status = 'REVOKED', task_id = record['task_id'], traceback = cjson.null,
                 date_done = record['cancelled'], name = record['name'], kwargs = kwargs, children = cjson.null,
