@@ -1,5 +1,7 @@
--- Files a task as PENDING for the replay of its dead letter, unless another run of it has not ended.
--- KEYS: record. ARGV: the PENDING record, its life in seconds, id of the replayed run.
+-- Files a task as PENDING for the replay of its dead letter, unless another run of it has not ended. Notes
+-- an agent that nobody has ever seen.
+-- KEYS: record, and three of note_awaited. ARGV: the PENDING record, its life in seconds, id of the replayed run,
+-- the agent, seconds to wait for it.
 -- Answers {'opened', the record before or ''}, or what was in the way: {'sent', status} when this very run has
 -- been started before, {'busy', status} for another run.
 local known = redis.call('GET', KEYS[1])
@@ -15,4 +17,5 @@ if known then
 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 redis.call('PUBLISH', KEYS[1], ARGV[1])
+note_awaited(KEYS[2], KEYS[3], KEYS[4], ARGV[4], ARGV[5])
 return {'opened', known or ''}

@@ -93,7 +93,7 @@ class Replaying:
             return _move(shelf, found, replay)
         if self._reopening is None:
             return NO_REDIS
-        reopening = self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id)
+        reopening = self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id, replay.queue)
         reopened = self._on_loop(reopening)
         if reopened.verdict is Verdict.BUSY:
             return BUSY.format(replay.task_id, reopened.status)

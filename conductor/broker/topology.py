@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kombu import Exchange, Queue
 
 from conductor.core.channels import is_pattern, validate_name
+from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
     from conductor.core.enums import AgentType
@@ -97,6 +98,18 @@ def type_queue(agent_type: AgentType) -> Queue:
 def work_queue(name: str) -> Queue | None:
     """The queue of tasks that has this name; None for any other name."""
     return _work_queue(name) if name.startswith((AGENT_QUEUE_PREFIX, _TYPE_QUEUE_PREFIX)) else None
+
+
+def agent_of_queue(name: str) -> str | None:
+    """Give the agent whose tasks are in the queue of this name; None for any other name."""
+    if not name.startswith(AGENT_QUEUE_PREFIX):
+        return None
+    agent_id = name.removeprefix(AGENT_QUEUE_PREFIX)
+    try:
+        validate_name(agent_id)
+    except MessageBusError:
+        return None
+    return agent_id
 
 
 def dead_letter_queue() -> Queue:

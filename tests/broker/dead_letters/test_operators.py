@@ -61,7 +61,7 @@ async def test_an_operator_who_died_before_sending_leaves_the_letter_to_the_next
     put(addresses.broker_url, letter)
     set_record(records, letter.task_id, "FAILURE", "before")
     dead = Reopening(ConductorConfig(), addresses.redis_url)
-    await dead.reopen(letter.task_id or "", EXECUTE_TASK, letter.letter_id)
+    await dead.reopen(letter.task_id or "", EXECUTE_TASK, letter.letter_id, letter.queue or "")
     await dead.close()
     assert (await queue.replay(all=True)).replayed == [letter.letter_id]
     [message] = take_all(addresses.broker_url, topology.agent_queue(agent).name)
