@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from dataclasses import dataclass
 from enum import Enum
@@ -42,8 +41,8 @@ class Reopened:
     task_id: str
     status: str
     """Celery's word for the state of the run that was in the way."""
-    written: str
-    before: str
+    mark: str
+    """Says who reopened it."""
 
 
 class Reopening:
@@ -65,21 +64,16 @@ class Reopening:
 
     async def reopen(self, task_id: str, name: str, run: str, queue: str) -> Reopened:
         """File the task as waiting for `run` in `queue`, where nothing is in the way; StateError."""
-        # Who reopened it, so that only they take it back.
-        mark = {"reopened_by": uuid.uuid4().hex}
-        written = json.dumps(json.loads(pending_record(task_id, name, run)) | mark)
-        agent_id = agent_of_queue(queue)
+        mark, agent_id = uuid.uuid4().hex, agent_of_queue(queue)
         keys = [record_key(task_id), *self._missing.keys(agent_id)]
-        arguments = [written, self._expires, run, *self._missing.arguments(agent_id)]
-        word, text = await self._run("awaited", "reopen_task", keys=keys, arguments=arguments)
-        verdict = Verdict(word.decode())
-        if verdict is Verdict.OPENED:
-            return Reopened(verdict, task_id, "", written, text.decode())
-        return Reopened(verdict, task_id, text.decode(), "", "")
+        record = pending_record(task_id, name, run)
+        arguments = [record, self._expires, run, *self._missing.arguments(agent_id), mark]
+        word, status = await self._run("awaited", "reopen_task", keys=keys, arguments=arguments)
+        return Reopened(Verdict(word.decode()), task_id, status.decode(), mark)
 
     async def restore(self, reopened: Reopened) -> None:
         """Take it back, where nothing was sent after all; StateError."""
-        arguments = [reopened.written, reopened.before, self._expires]
+        arguments = [reopened.mark, self._expires]
         await self._run("restore_task", keys=[record_key(reopened.task_id)], arguments=arguments)
 
     async def _run(self, *names: str, keys: list[str], arguments: list[Any]) -> list[bytes]:
