@@ -58,12 +58,12 @@ class _Order:
     """What a request is about."""
 
     task_id: str
-    """Empty for a question."""
+    """Empty where it is no task."""
     agent_id: str
     kind: AgentType | None
     """The type of agents whose breaker it counts for."""
-    message: AgentMessage | None = None
-    """None for a dispatched task."""
+    question: AgentMessage | None = None
+    """The message, where somebody may wait for the answer."""
 
 
 class NodeDesk:
@@ -107,8 +107,8 @@ class NodeDesk:
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
         order = self._order_in(request)
-        if order.message is not None:
-            self._time_out_message(request, order, order.message, seconds)
+        if order.question is not None:
+            self._time_out_question(request, order, order.question, seconds)
         else:
             result = timed_out(order.task_id, order.agent_id, seconds)
             self._bury(request, result, DeadLetterReason.TIME_LIMIT, order.kind)
@@ -163,9 +163,9 @@ class NodeDesk:
             return _Order(task.task_id, agent.agent_id, agent.agent_type)
         message = AgentMessage.model_validate(_argument(request, "message"))
         task_id, asked = assigned_task_id(message), self._spec.agent_named(request.run_by_agent)
-        return _Order(
-            task_id or "", request.run_by_agent, asked.agent_type if asked and task_id else None, message
-        )
+        kind = asked.agent_type if asked and task_id else None
+        told = task_id and not request.kwargs.get("reply_to")
+        return _Order(task_id or "", request.run_by_agent, kind, None if told else message)
 
     def _bury(
         self, request: NodeRequest, result: TaskResult, reason: DeadLetterReason, kind: AgentType | None
@@ -174,7 +174,7 @@ class NodeDesk:
         attempts = run.retries + (reason is not DeadLetterReason.EXPIRED)
         self._run(self._errors.bury(run, breaker, result, Fate(reason, attempts)))
 
-    def _time_out_message(
+    def _time_out_question(
         self, request: NodeRequest, order: _Order, message: AgentMessage, seconds: float
     ) -> None:
         response = timeout_response(message, order.agent_id, seconds)

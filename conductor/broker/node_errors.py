@@ -34,14 +34,6 @@ logger = logging.getLogger(__name__)
 INNOCENT = frozenset({"TASK_VALIDATION_FAILED", "INVALID_TASK", "TASK_CANCELLED_ITSELF"})
 
 
-#: Why nodes themselves end a task.
-_REASONS = {
-    TIMED_OUT: DeadLetterReason.TIME_LIMIT,
-    "TASK_GIVEN_UP": DeadLetterReason.WORKER_LOST,
-    "CIRCUIT_OPEN": DeadLetterReason.CIRCUIT_OPEN,
-}
-
-
 def verdict_on(error: Mapping[str, Any]) -> str:
     """Give what the breaker is to make of an error: nothing of one that the task is to blame for."""
     return "forget" if error.get("error_code") in INNOCENT | {"CIRCUIT_OPEN"} else "failure"
@@ -132,10 +124,8 @@ class ErrorDesk:
             await self._manager.save_task_result(result)
             await self._finish(run, result, Fate.read(mark))
 
-    async def put_aside(self, run: Run, result: TaskResult, fate: Fate | None = None) -> None:
-        """Send only the dead letter, of what has no record or one that the caller files."""
-        code = result.metadata["error"]["error_code"]
-        fate = fate or Fate(_REASONS.get(code, DeadLetterReason.REJECTED))
+    async def put_aside(self, run: Run, result: TaskResult, fate: Fate) -> None:
+        """Send only the dead letter, of what has no record."""
         await asyncio.to_thread(self._letters.send, task_letter(run.original(), result, fate))
 
     async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:

@@ -163,11 +163,14 @@ class TaskWork(Work):
     async def _execute(self) -> TaskResult:
         agent, task_id = self._agent, self._task.task_id
         try:
-            return await agent.execute_task(self._task)
+            return await self._have_it_done()
         except AgentError as error:
             if task_id not in agent.state.failed_tasks:
                 note_failure(agent, task_id)
             return refused(agent, task_id, error)
+
+    async def _have_it_done(self) -> TaskResult:
+        return await self._agent.execute_task(self._task)
 
     def _end_by(self, reason: Reason) -> TaskResult:
         agent, task_id = self._agent, self._task.task_id
@@ -195,7 +198,7 @@ class TaskWork(Work):
 
 
 class MessageWork(Work):
-    """A request to an agent, or a task that was assigned to it by message."""
+    """A request to an agent, perhaps to do a task; who asked is told how it ended."""
 
     def __init__(
         self,
@@ -230,7 +233,7 @@ class MessageWork(Work):
             response = self._raised(error)
         if reason := office.interruption():
             return await self.interrupted(reason)
-        return await self._file(self._as_error(response), _result_in(response))
+        return await self._file(self._as_error(response), result_in(response))
 
     async def interrupted(self, reason: Reason) -> Outcome:
         """See `Work.interrupted`."""
@@ -259,7 +262,6 @@ class MessageWork(Work):
         if response.message_type is MessageType.ERROR:
             payload = response.payload
             outcome = failed(str(payload.get("error_message")), data, payload.get("traceback"))
-            await self._put_aside(payload)
             saving.append(office.records.fail(self._run, self._breaker, outcome, verdict_on(payload)))
         else:
             saving.append(office.records.succeed(self._run, self._breaker, data))
@@ -269,17 +271,6 @@ class MessageWork(Work):
         except MessageBusError as error:
             logger.warning("The answer to %s was not sent: %s", self._run.task_id, error)
         return outcome
-
-    async def _put_aside(self, payload: dict[str, Any]) -> None:
-        """Make a dead letter of a task that failed where nobody waits for the answer."""
-        task_id = assigned_task_id(self._message)
-        if task_id is None or self._reply_to is not None:
-            return
-        code, text = str(payload["error_code"]), str(payload["error_message"])
-        result = result_without_agent(
-            task_id, self._agent.agent_id, TaskStatus.FAILED, text, code, traceback=payload.get("traceback")
-        )
-        await self._office.errors.put_aside(self._run, result)
 
     async def _answer_again(self, end: dict[str, Any]) -> None:
         """Send the stored answer of a request that was delivered once more after it had been answered."""
@@ -296,7 +287,7 @@ class MessageWork(Work):
             kind = self._message.message_type.value
             text = f"Agent {self._agent.agent_id} has no answer to a {kind} message."
             return self._error("NO_RESPONSE", text, None)
-        result = _result_in(response)
+        result = result_in(response)
         error = result.metadata.get("error") if result else None
         if result is None or result.status is not TaskStatus.FAILED or not isinstance(error, dict):
             return response
@@ -313,7 +304,8 @@ class MessageWork(Work):
         return error_response(self._message, self._agent.agent_id, code, text, traceback, task_id)
 
 
-def _result_in(response: AgentMessage | None) -> TaskResult | None:
+def result_in(response: AgentMessage | None) -> TaskResult | None:
+    """Give the result in an agent's answer, if there is one."""
     if response is None or response.message_type is not MessageType.TASK_RESULT:
         return None
     return TaskResultPayload.model_validate(response.payload).result

@@ -13,9 +13,9 @@ from conductor.broker.backend import FILED
 from conductor.broker.node_errors import Retry
 from conductor.broker.node_intake import DEFAULT_LIMIT, HANDLE_MESSAGE
 from conductor.broker.records import Run
-from conductor.broker.results import TaskFailed
+from conductor.broker.results import TaskFailed, assigned_task_id
 from conductor.core.exceptions import ConductorError, MessageBusError, StateError
-from conductor.core.messages import AgentMessage
+from conductor.core.messages import AgentMessage, TaskAssignmentPayload
 from conductor.core.models import TaskDefinition
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def handle_message(
 ) -> dict[str, Any]:
     """Have an agent answer a message; the result is the answer as JSON, and who asked is sent it.
 
-    An agent that raises makes an ERROR answer, and the Celery task a FAILURE.
+    An agent that raises makes an ERROR answer, and the Celery task a FAILURE. A task that is assigned without
+    `reply_to` is done as by `execute_task`.
     """
     host, this = _host(self), Run.of(self.request, run or self.request.id)
     with _delivered_again():
@@ -79,6 +80,12 @@ def handle_message(
             request = AgentMessage.model_validate(message)
         except ValidationError as error:
             return _told(self, host.refuse(this, _sentence("message", error)))
+        if not reply_to and (task_id := assigned_task_id(request)):
+            try:
+                task = TaskAssignmentPayload.model_validate(request.payload).task
+            except ValidationError as error:
+                return _told(self, host.refuse(this, _sentence("assignment", error), task_id))
+            return _told(self, host.carry_out(this, agent_id, request, task))
         seconds = self.request.timelimit[1] or DEFAULT_LIMIT
         return _told(self, host.answer(this, agent_id, request, reply_to, seconds))
 
