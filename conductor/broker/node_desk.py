@@ -171,8 +171,11 @@ class NodeDesk:
         self, request: NodeRequest, result: TaskResult, reason: DeadLetterReason, kind: AgentType | None
     ) -> None:
         run, breaker = _run_of(request), self._breaker_of(kind)
-        attempts = run.retries + (reason is not DeadLetterReason.EXPIRED)
-        self._run(self._errors.bury(run, breaker, result, Fate(reason, attempts)))
+        fate = Fate(reason, run.retries)
+        if reason is not DeadLetterReason.EXPIRED:
+            start = self._run(self._records.begun(run))
+            fate = Fate(reason, start.tries, start.first_failure)
+        self._run(self._errors.bury(run, breaker, result, fate))
 
     def _time_out_question(
         self, request: NodeRequest, order: _Order, message: AgentMessage, seconds: float

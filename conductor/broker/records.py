@@ -113,6 +113,11 @@ class Start:
     refused: bool = False
     """Whether the breaker is open; nothing was filed then."""
 
+    @property
+    def tries(self) -> int:
+        """How often it was begun, this time included."""
+        return self.attempt + self.lost + 1
+
 
 class TaskRecords:
     """Files the starts and ends of tasks; lives on one event loop.
@@ -147,6 +152,18 @@ class TaskRecords:
             attempt=retries,
             first_failure=first_failure.decode(),
             refused=verdict == 2,
+        )
+
+    async def begun(self, run: Run) -> Start:
+        """Give what was found when a run that goes on was started."""
+        key = record_key(run.task_id)
+        record = json.loads(await self._link.run(["GET", key], key) or "{}")
+        if (record.get("kwargs") or {}).get("run") != run.run_id:
+            record = {}
+        return Start(
+            lost=record.get("lost", 0),
+            attempt=max(run.retries, record.get("retries", 0)),
+            first_failure=record.get("first_failure", ""),
         )
 
     async def succeed(self, run: Run, breaker: SharedBreaker | None, result: dict[str, Any]) -> None:
