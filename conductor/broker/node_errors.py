@@ -47,6 +47,13 @@ class Retry:
     failure: TaskFailed
 
 
+@dataclass(frozen=True)
+class Later:
+    """The message is to be sent again by Celery, after so many seconds; nothing was done."""
+
+    seconds: float
+
+
 class ErrorDesk:
     """Files failed tasks; lives on one event loop.
 

@@ -67,7 +67,7 @@ class AgentHost:
             retry_seconds=RETRY_SECONDS,
         )
         self._bus = configured_bus(config, addresses)
-        self._states = AgentStates(self._manager)
+        self._states = AgentStates(self._manager, config.node.heartbeat_interval)
         self._events = EventDesk(self._bus, self._after_event)
         self._agents: dict[str, BaseAgent] = {}
         self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, RETRY_SECONDS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from conductor.broker.node_errors import Retry, verdict_on
+from conductor.broker.node_errors import Later, Retry, verdict_on
 from conductor.broker.node_runner import Reason
 from conductor.broker.node_states import note_failure
 from conductor.broker.records import Start
@@ -48,8 +48,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds until a second delivery of a run that another node works on is looked at again.
+SECOND_LOOK = 5.0
+
 #: What Celery is told: the result, the failure to raise, or when to send it again. None: filed elsewhere.
-Outcome = dict[str, Any] | TaskFailed | Retry | None
+Outcome = dict[str, Any] | TaskFailed | Retry | Later | None
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,14 @@ class TaskWork(Work):
     async def perform(self) -> Outcome:
         """See `Work.perform`."""
         office, agent = self._office, self._agent
-        self._start, _ = await asyncio.gather(
-            office.records.start(self._run, self._breaker), office.states.running(agent, self._task.task_id)
-        )
-        start = self._start
+        running = office.states.running(agent, self._task.task_id)
+        start, _ = await asyncio.gather(self._begin(), running)
+        self._start = start
+        if start.elsewhere:
+            await office.states.save(agent)
+            text = "Task %s came once more while %s works on it: it is looked at again in %g s"
+            logger.warning(text, self._task.task_id, start.before, SECOND_LOOK)
+            return Later(SECOND_LOOK)
         if start.end is not None:
             await office.states.save(agent)
         lost_by = agent_of_node(start.before)
@@ -130,6 +137,20 @@ class TaskWork(Work):
             # The agent made a failure of its cancellation.
             result = self._end_by(reason)
         return await self._file(result)
+
+    async def _begin(self) -> Start:
+        """File the start, unless the run is under way on another node that was sent the task as well.
+
+        A message that somebody had before is for whoever lost it to run again. Another is a second one of the
+        run, if the first is being worked on; it is kept until that is over, as nobody can be sure.
+        """
+        office, alone = self._office, not self._run.redelivered
+        start = await office.records.start(self._run, self._breaker, alone=alone)
+        if start.elsewhere:
+            there = agent_of_node(start.before)
+            if there == self._agent.agent_id or not await office.states.works_on(there, self._task.task_id):
+                start = await office.records.start(self._run, self._breaker)
+        return start
 
     async def _attend_to_end(self, end: dict[str, Any], lost_by: str) -> None:
         """Do what a process that died left undone at the end of the run."""

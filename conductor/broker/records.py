@@ -66,6 +66,8 @@ class Run:
     """Gives the message that Celery delivered."""
     limit: float | None = None
     """Seconds after which its process is killed."""
+    redelivered: bool = False
+    """Whether the broker says that somebody had this message before."""
 
     @classmethod
     def of(cls, request: Context, run_id: str) -> Run:
@@ -80,6 +82,7 @@ class Run:
             args=list(request.args or ()),
             original=partial(Original.of_request, request),
             limit=(request.timelimit or [None])[0],
+            redelivered=bool(request.delivery_info.get("redelivered")),
         )
 
     @classmethod
@@ -112,6 +115,8 @@ class Start:
     """The record of the end, when the run is over and must not start again."""
     refused: bool = False
     """Whether the breaker is open; nothing was filed then."""
+    elsewhere: bool = False
+    """Whether it was left alone, as the node `before` has started it; nothing was filed then."""
 
     @property
     def tries(self) -> int:
@@ -130,8 +135,11 @@ class TaskRecords:
         self._link = link
         self._expires = expires_seconds
 
-    async def start(self, run: Run, breaker: SharedBreaker | None) -> Start:
-        """File the task as STARTED by this process, unless the run is over or the breaker open."""
+    async def start(self, run: Run, breaker: SharedBreaker | None, *, alone: bool = False) -> Start:
+        """File the task as STARTED by this process, unless the run is over or the breaker open.
+
+        With `alone` neither where another process has started it.
+        """
         started = {
             "status": states.STARTED,
             "result": {"pid": os.getpid(), "hostname": run.node},
@@ -141,10 +149,13 @@ class TaskRecords:
             "kwargs": {"run": run.run_id},
             "task_id": run.task_id,
         }
-        arguments = [json.dumps(started), self._expires, run.retries, run.task_id, *_rules(breaker, run)]
+        arguments: list[str | int] = [json.dumps(started), self._expires, run.retries, run.task_id]
+        arguments += [*_rules(breaker, run), int(alone)]
         verdict, first, before, *more = await self._run("start_task", run, breaker, *arguments)
         if verdict == 1:
             return Start(before=before.decode(), end=json.loads(first))
+        if verdict == 3:
+            return Start(before=before.decode(), elsewhere=True)
         retries, first_failure = more
         return Start(
             lost=first,

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from conductor.broker import topology
 from conductor.broker.backend import FILED
-from conductor.broker.node_errors import Retry
+from conductor.broker.node_errors import Later, Retry
 from conductor.broker.node_intake import DEFAULT_LIMIT, HANDLE_MESSAGE
 from conductor.broker.records import Run
 from conductor.broker.results import TaskFailed, assigned_task_id
@@ -103,6 +104,9 @@ def _told(task: Task, outcome: Outcome) -> dict[str, Any]:
     """Tell Celery what became of a task whose end is filed already."""
     if outcome is None:
         raise Ignore
+    if isinstance(outcome, Later):
+        _send_later(task, outcome.seconds)
+        raise Ignore
     setattr(task.request, FILED, True)
     if isinstance(outcome, Retry):
         raise _sent_again(task, outcome)
@@ -129,6 +133,23 @@ def _sent_again(task: Task, outcome: Retry) -> BaseException:
         # Celery 5.7 would drop a task that it cannot send again.
         again = Reject(error.reason, requeue=True)
     return again
+
+
+def _send_later(task: Task, seconds: float) -> None:
+    """Send the message once more as it is; it does not count as another try."""
+    request = task.request
+    again = task.signature_from_request(
+        request,
+        countdown=seconds,
+        queue=topology.work_queue(request.delivery_info["routing_key"]),
+        expires=None,
+        argsrepr=request.argsrepr,
+        kwargsrepr=request.kwargsrepr,
+    )
+    try:
+        again.apply_async()
+    except OperationalError as error:
+        raise Reject(error, requeue=True) from error
 
 
 def _sentence(what: str, error: ValidationError) -> str:
