@@ -30,8 +30,8 @@ local function breaker_lets_through(key, id, rules)
     if now - opened_at < tonumber(rules[2]) then return false end
     redis.call('HSET', key, 'successes', 0)
   end
+  local under_way = #breaker_probes(key, now)
   if redis.call('HEXISTS', key, 'probe:' .. id) == 0 then
-    local under_way = #breaker_probes(key, now)
     if redis.call('HGET', key, 'successes') + under_way >= tonumber(rules[3]) then return false end
   end
   redis.call('HSET', key, 'probe:' .. id, string.format('%.0f', now + rules[4]))

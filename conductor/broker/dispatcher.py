@@ -214,7 +214,7 @@ class Dispatcher:
             self._config.redis.result_expires_seconds,
             *self._missing.arguments(agent_id),
         ]
-        found = await self._link.run(["EVAL", script("open_task"), len(keys), *keys, *arguments])
+        found = await self._link.run(["EVAL", script("awaited", "open_task"), len(keys), *keys, *arguments])
         if found is not None:
             raise AgentError(
                 f"Task {task.task_id} ({task.name!r}) was dispatched before and has not ended: wait for it "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker import topology
@@ -13,7 +14,6 @@ from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.records import Run, TaskRecords
 from conductor.broker.results import (
     UNKNOWN_AGENT,
-    TaskFailed,
     assigned_task_id,
     cancelled,
     failed,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from conductor.broker.addresses import Addresses
     from conductor.broker.node_request import NodeRequest
     from conductor.broker.node_spec import NodeSpec
+    from conductor.broker.shared_breaker import SharedBreaker
     from conductor.core.config import ConductorConfig
     from conductor.core.enums import AgentType
 
@@ -50,6 +51,19 @@ T = TypeVar("T")
 
 #: Seconds that the parent process waits for Redis: as long it hears nothing else.
 PATIENCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a request is about."""
+
+    task_id: str
+    """Empty where it is no task."""
+    agent_id: str
+    kind: AgentType | None
+    """The type of agents whose breaker it counts for."""
+    question: AgentMessage | None = None
+    """The message, where somebody may wait for the answer."""
 
 
 class NodeDesk:
@@ -87,17 +101,17 @@ class NodeDesk:
             raise
         return True
 
-    def time_out(self, request: NodeRequest, seconds: float) -> TaskFailed | None:
+    def time_out(self, request: NodeRequest, seconds: float) -> None:
         """File the end of a task that its child cannot end, and answer who asked.
 
-        Gives the exception that Celery has to file, None where it is filed.
+        StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
-        if request.run_by_agent is not None:
-            return self._time_out_message(request, request.run_by_agent, seconds)
-        task, agent_id = self._task_of(request)
-        result = timed_out(task.task_id, agent_id, seconds)
-        self._bury(request, result, DeadLetterReason.TIME_LIMIT, task.assigned_to)
-        return None
+        order = self._order_in(request)
+        if order.question is not None:
+            self._time_out_question(request, order, order.question, seconds)
+        else:
+            result = timed_out(order.task_id, order.agent_id, seconds)
+            self._bury(request, result, DeadLetterReason.TIME_LIMIT, order.kind)
 
     def expire(self, request: NodeRequest) -> None:
         """File the end of a task that nobody began in time.
@@ -133,39 +147,52 @@ class NodeDesk:
 
     def cancel(self, request: NodeRequest) -> None:
         """File the end of a cancelled task whose child has ended, or is about to be killed."""
-        if request.run_by_agent is None:
-            task, agent_id = self._task_of(request)
-            self._save(cancelled(task.task_id, agent_id))
-        elif task_id := assigned_task_id(AgentMessage.model_validate(_argument(request, "message"))):
-            self._save(cancelled(task_id, request.run_by_agent))
+        order = self._order_in(request)
+        if order.task_id:
+            self._save(cancelled(order.task_id, order.agent_id), _run_of(request), order.kind)
 
-    def _task_of(self, request: NodeRequest) -> tuple[TaskDefinition, str]:
-        """Give a dispatched task and the agent that has it."""
-        task = TaskDefinition.model_validate(_argument(request, "task"))
-        return task, self._spec.agent_for(request.delivery_info["routing_key"], task.assigned_to).agent_id
+    def _order_in(self, request: NodeRequest) -> _Order:
+        if request.run_by_agent is None:
+            task = TaskDefinition.model_validate(_argument(request, "task"))
+            agent = self._spec.agent_for(request.delivery_info["routing_key"], task.assigned_to)
+            return _Order(task.task_id, agent.agent_id, agent.agent_type)
+        message = AgentMessage.model_validate(_argument(request, "message"))
+        task_id, asked = assigned_task_id(message), self._spec.agent_named(request.run_by_agent)
+        kind = asked.agent_type if asked and task_id else None
+        told = task_id and not request.kwargs.get("reply_to")
+        return _Order(task_id or "", request.run_by_agent, kind, None if told else message)
 
     def _bury(
         self, request: NodeRequest, result: TaskResult, reason: DeadLetterReason, kind: AgentType | None
     ) -> None:
-        run = _run_of(request)
-        breaker = None if kind is None else breaker_of(self._state.link, kind, self._config)
-        attempts = run.retries + (reason is not DeadLetterReason.EXPIRED)
-        self._run(self._errors.bury(run, breaker, result, Fate(reason, attempts)))
+        run, breaker = _run_of(request), self._breaker_of(kind)
+        fate = Fate(reason, run.retries)
+        if reason is not DeadLetterReason.EXPIRED:
+            start = self._run(self._records.begun(run))
+            fate = Fate(reason, start.tries, start.first_failure)
+        self._run(self._errors.bury(run, breaker, result, fate))
 
-    def _time_out_message(self, request: NodeRequest, agent_id: str, seconds: float) -> TaskFailed:
-        message = AgentMessage.model_validate(_argument(request, "message"))
-        response = timeout_response(message, agent_id, seconds)
-        if task_id := assigned_task_id(message):
-            self._save(timed_out(task_id, agent_id, seconds))
+    def _time_out_question(
+        self, request: NodeRequest, order: _Order, message: AgentMessage, seconds: float
+    ) -> None:
+        response = timeout_response(message, order.agent_id, seconds)
+        if order.task_id:
+            self._run(self._state.save_task_result(timed_out(order.task_id, order.agent_id, seconds)))
+        error = failed(response.payload["error_message"], response.model_dump(mode="json"), None)
+        self._run(self._records.fail(_run_of(request), self._breaker_of(order.kind), error))
         if reply_to := request.kwargs.get("reply_to"):
             self._reply(response, reply_to)
-        return failed(response.payload["error_message"], response.model_dump(mode="json"), None)
 
-    def _save(self, result: TaskResult) -> None:
+    def _save(self, result: TaskResult, run: Run, kind: AgentType | None) -> None:
+        """Save the result of a cancelled task, and give back its probe."""
         try:
             self._run(self._state.save_task_result(result))
+            self._run(self._records.forget_probe(run, self._breaker_of(kind)))
         except (StateError, TimeoutError):
-            logger.exception("The result of task %s could not be saved", result.task_id)
+            logger.exception("The end of task %s could not be filed", result.task_id)
+
+    def _breaker_of(self, kind: AgentType | None) -> SharedBreaker | None:
+        return None if kind is None else breaker_of(self._state.link, kind, self._config)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         # While a node ends, Celery calls timers from a thread of its own.

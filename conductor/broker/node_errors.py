@@ -34,14 +34,6 @@ logger = logging.getLogger(__name__)
 INNOCENT = frozenset({"TASK_VALIDATION_FAILED", "INVALID_TASK", "TASK_CANCELLED_ITSELF"})
 
 
-#: Why nodes themselves end a task.
-_REASONS = {
-    TIMED_OUT: DeadLetterReason.TIME_LIMIT,
-    "TASK_GIVEN_UP": DeadLetterReason.WORKER_LOST,
-    "CIRCUIT_OPEN": DeadLetterReason.CIRCUIT_OPEN,
-}
-
-
 def verdict_on(error: Mapping[str, Any]) -> str:
     """Give what the breaker is to make of an error: nothing of one that the task is to blame for."""
     return "forget" if error.get("error_code") in INNOCENT | {"CIRCUIT_OPEN"} else "failure"
@@ -55,12 +47,19 @@ class Retry:
     failure: TaskFailed
 
 
+@dataclass(frozen=True)
+class Later:
+    """The message is to be sent again by Celery, after so many seconds; nothing was done."""
+
+    seconds: float
+
+
 class ErrorDesk:
     """Files failed tasks; lives on one event loop.
 
     A failure and its dead letter are one: the failure is filed first, so that nobody runs the task again,
-    then the letter goes into its queue, and only then is told who waits. Whoever finds a failure whose letter
-    is missing, because a process died in between, sends it.
+    then the letter goes into its queue, then the error is escalated, and only then is told who waits. Whoever
+    finds a failure that was not told, because a process died in between, does what is left.
     """
 
     def __init__(
@@ -102,7 +101,6 @@ class ErrorDesk:
         elif code == TIMED_OUT:
             fate = self._fate(DeadLetterReason.TIME_LIMIT, start)
         else:
-            await self._escalate(run, result, error)
             fate = self._fate(DeadLetterReason.REJECTED, start, escalated=True)
         return await self.bury(run, breaker, result, fate, verdict)
 
@@ -132,10 +130,8 @@ class ErrorDesk:
             await self._manager.save_task_result(result)
             await self._finish(run, result, Fate.read(mark))
 
-    async def put_aside(self, run: Run, result: TaskResult, fate: Fate | None = None) -> None:
-        """Send only the dead letter, of what has no record or one that the caller files."""
-        code = result.metadata["error"]["error_code"]
-        fate = fate or Fate(_REASONS.get(code, DeadLetterReason.REJECTED))
+    async def put_aside(self, run: Run, result: TaskResult, fate: Fate) -> None:
+        """Send only the dead letter, of what has no record."""
         await asyncio.to_thread(self._letters.send, task_letter(run.original(), result, fate))
 
     async def keep(self, run: Run, agent_id: str, text: str, code: str, fate: Fate) -> None:
@@ -155,6 +151,8 @@ class ErrorDesk:
     async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:
         letter = task_letter(run.original(), result, fate)
         await asyncio.to_thread(self._letters.send, letter)
+        if fate.escalated:
+            await self._escalate(run, result)
         await self._records.tell(run)
 
     async def _retry(
@@ -168,10 +166,11 @@ class ErrorDesk:
         logger.info("Task %s is tried again in %.2f s: %s", run.task_id, seconds, failure)
         return Retry(seconds, failure)
 
-    async def _escalate(self, run: Run, result: TaskResult, error: dict[str, Any]) -> None:
-        """Publish the error on `conductor:errors`; the dead letter follows, so a failure is only logged."""
+    async def _escalate(self, run: Run, result: TaskResult) -> None:
+        """Publish the error on `conductor:errors`; there is the dead letter, so a failure is only logged."""
         if self._bus is None:
             return
+        error = result.metadata.get("error") or {}
         payload = ErrorPayload(
             error_code=str(error.get("error_code") or "UNKNOWN_ERROR"),
             error_message=result.error_message or "",
@@ -192,7 +191,7 @@ class ErrorDesk:
             logger.exception("The error of task %s was not escalated", run.task_id)
 
     def _fate(self, reason: DeadLetterReason, start: Start, *, escalated: bool = False) -> Fate:
-        return Fate(reason, start.attempt + 1, start.first_failure, escalated)
+        return Fate(reason, start.tries, start.first_failure, escalated)
 
 
 def _failure(result: TaskResult) -> TaskFailed:

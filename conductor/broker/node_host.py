@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.kombu_bus import configured_bus
+from conductor.broker.node_assignment import AssignmentWork
 from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.node_events import EventDesk
 from conductor.broker.node_runner import Interrupted, LoopThread
 from conductor.broker.node_states import AgentStates
 from conductor.broker.node_work import MessageWork, Office, Outcome, TaskWork, Work
 from conductor.broker.records import TaskRecords
-from conductor.broker.results import UNKNOWN_AGENT, error_response, result_without_agent
+from conductor.broker.results import UNKNOWN_AGENT, assigned_task_id, error_response, result_without_agent
 from conductor.broker.shared_breaker import breaker_of
 from conductor.broker.task_letters import Fate
 from conductor.core.dead_letters import DeadLetterReason
@@ -66,7 +67,7 @@ class AgentHost:
             retry_seconds=RETRY_SECONDS,
         )
         self._bus = configured_bus(config, addresses)
-        self._states = AgentStates(self._manager)
+        self._states = AgentStates(self._manager, config.node.heartbeat_interval)
         self._events = EventDesk(self._bus, self._after_event)
         self._agents: dict[str, BaseAgent] = {}
         self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, RETRY_SECONDS)
@@ -118,20 +119,32 @@ class AgentHost:
             return self._runner.call(self._unknown_agent(run, agent_id, message, reply_to))
         return self._do(MessageWork(self._office, self._agents[agent_id], run, message, reply_to, seconds))
 
-    def refuse(self, run: Run, reason: str) -> Outcome:
-        """File the end of what is no valid task or message."""
-        return self._runner.call(self._bury(run, "", DeadLetterReason.UNDECODABLE, "INVALID_TASK", reason))
+    def carry_out(self, run: Run, agent_id: str, message: AgentMessage, task: TaskDefinition) -> Outcome:
+        """Have an agent do the task in a message that nobody waits for the answer to; as `execute`."""
+        if agent_id not in self._agents:
+            return self._runner.call(self._unknown_agent(run, agent_id, message, None))
+        return self._do(AssignmentWork(self._office, self._agents[agent_id], run, message, task))
+
+    def refuse(self, run: Run, reason: str, task_id: str = "") -> Outcome:
+        """File the end of what is no valid task or message; `task_id` where it is not the run's."""
+        reasons = DeadLetterReason.UNDECODABLE, "INVALID_TASK", reason
+        return self._runner.call(self._bury(run, task_id, "", *reasons))
 
     async def _unknown_agent(
         self, run: Run, agent_id: str, message: AgentMessage, reply_to: str | None
     ) -> Outcome:
         code, text = "AGENT_NOT_FOUND", f"Node {self._node_name} hosts no agent {agent_id!r}."
-        outcome = await self._bury(run, agent_id, DeadLetterReason.UNKNOWN_AGENT, code, text)
+        reasons = DeadLetterReason.UNKNOWN_AGENT, code, text
+        outcome = await self._bury(run, assigned_task_id(message), agent_id, *reasons)
         await self._events.reply(error_response(message, agent_id or UNKNOWN_AGENT, code, text), reply_to)
         return outcome
 
-    async def _bury(self, run: Run, agent_id: str, reason: DeadLetterReason, code: str, text: str) -> Outcome:
-        result = result_without_agent(run.task_id, agent_id or UNKNOWN_AGENT, TaskStatus.FAILED, text, code)
+    async def _bury(
+        self, run: Run, task_id: str | None, agent_id: str, reason: DeadLetterReason, code: str, text: str
+    ) -> Outcome:
+        result = result_without_agent(
+            task_id or run.task_id, agent_id or UNKNOWN_AGENT, TaskStatus.FAILED, text, code
+        )
         return await self._office.errors.bury(run, None, result, Fate(reason))
 
     def _do(self, work: Work) -> Outcome:

@@ -122,6 +122,12 @@ class NodeRequest(Request):  # type: ignore[misc]
         self.node.desk.release(self)
         super().cancel(pool, signal, emit_retry=False)
 
+    def terminate(self, pool: Any, signal: str | None = None) -> None:
+        """End a task that was cancelled by ending its process."""
+        if self.time_start and not self._already_revoked:
+            self.node.desk.cancel(self)
+        super().terminate(pool, signal)
+
     def cancel_run(self, pool: Any, grace: float, call_later: Any) -> None:
         """Have the agent's coroutine cancelled, and its process killed if that takes over `grace` seconds."""
         if self._cancelled:
@@ -142,13 +148,8 @@ class NodeRequest(Request):  # type: ignore[misc]
         job = self._apply_result and self._apply_result()
         if job is not None and not job.ready():
             logger.warning("%s[%s] ignores that it was cancelled: killing its process", self.name, self.id)
-            self.node.desk.cancel(self)
             self.terminate(pool, "KILL")
 
     def _file_timeout(self, seconds: float) -> None:
-        error = self.node.desk.time_out(self, seconds)
-        if error is not None:
-            self.task.backend.mark_as_failure(
-                self.id, error, request=self._context, store_result=self.store_errors
-            )
-        self.send_event("task-failed", exception=repr(error or TaskFailed("timed out")), traceback=None)
+        self.node.desk.time_out(self, seconds)
+        self.send_event("task-failed", exception=repr(TaskFailed("timed out")), traceback=None)

@@ -51,6 +51,10 @@ class NodeSpec:
         of_type = [agent for agent in self.agents if agent.agent_type == agent_type]
         return (own or of_type or list(self.agents))[0]
 
+    def agent_named(self, agent_id: str) -> HostedAgent | None:
+        """Find an agent by its id."""
+        return next((agent for agent in self.agents if agent.agent_id == agent_id), None)
+
 
 def plan_node(
     config: ConductorConfig, known: Mapping[str, AgentFactory], agent: str | None, name: str | None

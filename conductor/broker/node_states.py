@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.exceptions import StateError
+from conductor.core.fields import utc_now
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
@@ -21,8 +22,9 @@ HISTORY = 200
 class AgentStates:
     """Saves changes of agents' states field by field: the heartbeat is the parent process's; on the loop."""
 
-    def __init__(self, manager: StateManager) -> None:
+    def __init__(self, manager: StateManager, heartbeat_interval: float) -> None:
         self._manager = manager
+        self._patience = 3 * heartbeat_interval
         self._saved: dict[str, dict[str, Any]] = {}
 
     async def take_over(self, agent: BaseAgent, **metadata: Any) -> None:
@@ -57,6 +59,14 @@ class AgentStates:
         except StateError as error:
             # It lives and has just said so itself, or nobody can read what it left.
             logger.info("The state of agent %s, which lost task %s, stays: %s", agent_id, task_id, error)
+
+    async def works_on(self, agent_id: str, task_id: str) -> bool:
+        """Tell whether an agent says that it does a task, and its node that it lives."""
+        state = await self._manager.get_agent_state(agent_id)
+        if state is None or state.status is not AgentStatus.RUNNING or state.last_heartbeat is None:
+            return False
+        silence = (utc_now() - state.last_heartbeat).total_seconds()
+        return state.current_task_id == task_id and silence < self._patience
 
     async def running(self, agent: BaseAgent, task_id: str) -> None:
         """Save that the agent is about to do a task."""

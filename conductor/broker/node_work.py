@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from conductor.broker.node_errors import Retry, verdict_on
+from conductor.broker.node_errors import Later, Retry, verdict_on
 from conductor.broker.node_runner import Reason
 from conductor.broker.node_states import note_failure
 from conductor.broker.records import Start
@@ -49,8 +49,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds until a second delivery of a run that another node works on is looked at again.
+SECOND_LOOK = 5.0
+
 #: What Celery is told: the result, the failure to raise, or when to send it again. None: filed elsewhere.
-Outcome = dict[str, Any] | TaskFailed | Retry | None
+Outcome = dict[str, Any] | TaskFailed | Retry | Later | None
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,14 @@ class TaskWork(Work):
     async def perform(self) -> Outcome:
         """See `Work.perform`."""
         office, agent = self._office, self._agent
-        self._start, _ = await asyncio.gather(
-            office.records.start(self._run, self._breaker), office.states.running(agent, self._task.task_id)
-        )
-        start = self._start
+        running = office.states.running(agent, self._task.task_id)
+        start, _ = await asyncio.gather(self._begin(), running)
+        self._start = start
+        if start.elsewhere:
+            await office.states.save(agent)
+            text = "Task %s came once more while %s works on it: it is looked at again in %g s"
+            logger.warning(text, self._task.task_id, start.before, SECOND_LOOK)
+            return Later(SECOND_LOOK)
         if start.end is not None:
             await office.states.save(agent)
         lost_by = agent_of_node(start.before)
@@ -131,6 +138,20 @@ class TaskWork(Work):
             # The agent made a failure of its cancellation.
             result = self._end_by(reason)
         return await self._file(result)
+
+    async def _begin(self) -> Start:
+        """File the start, unless the run is under way on another node that was sent the task as well.
+
+        A message that somebody had before is for whoever lost it to run again. Another is a second one of the
+        run, if the first is being worked on; it is kept until that is over, as nobody can be sure.
+        """
+        office, alone = self._office, not self._run.redelivered
+        start = await office.records.start(self._run, self._breaker, alone=alone)
+        if start.elsewhere:
+            there = agent_of_node(start.before)
+            if there == self._agent.agent_id or not await office.states.works_on(there, self._task.task_id):
+                start = await office.records.start(self._run, self._breaker)
+        return start
 
     async def _attend_to_end(self, end: dict[str, Any], lost_by: str) -> None:
         """Do what a process that died left undone at the end of the run."""
@@ -164,11 +185,14 @@ class TaskWork(Work):
     async def _execute(self) -> TaskResult:
         agent, task_id = self._agent, self._task.task_id
         try:
-            return await agent.execute_task(self._task)
+            return await self._have_it_done()
         except AgentError as error:
             if task_id not in agent.state.failed_tasks:
                 note_failure(agent, task_id)
             return refused(agent, task_id, error)
+
+    async def _have_it_done(self) -> TaskResult:
+        return await self._agent.execute_task(self._task)
 
     def _end_by(self, reason: Reason) -> TaskResult:
         agent, task_id = self._agent, self._task.task_id
@@ -196,7 +220,7 @@ class TaskWork(Work):
 
 
 class MessageWork(Work):
-    """A request to an agent, or a task that was assigned to it by message."""
+    """A request to an agent, perhaps to do a task; who asked is told how it ended."""
 
     def __init__(
         self,
@@ -231,13 +255,14 @@ class MessageWork(Work):
             response = self._raised(error)
         if reason := office.interruption():
             return await self.interrupted(reason)
-        return await self._file(self._as_error(response), _result_in(response))
+        return await self._file(self._as_error(response), result_in(response))
 
     async def interrupted(self, reason: Reason) -> Outcome:
         """See `Work.interrupted`."""
         agent_id, task_id = self._agent.agent_id, assigned_task_id(self._message)
         if reason is Reason.CANCELLED:
-            await self._office.states.save(self._agent)
+            forgetting = self._office.records.forget_probe(self._run, self._breaker)
+            await asyncio.gather(self._office.states.save(self._agent), forgetting)
             return None  # The parent process files it as REVOKED.
         if reason is Reason.TIMED_OUT:
             response = timeout_response(self._message, agent_id, self._seconds)
@@ -259,7 +284,6 @@ class MessageWork(Work):
         if response.message_type is MessageType.ERROR:
             payload = response.payload
             outcome = failed(str(payload.get("error_message")), data, payload.get("traceback"))
-            await self._put_aside(payload)
             saving.append(office.records.fail(self._run, self._breaker, outcome, verdict_on(payload)))
         else:
             saving.append(office.records.succeed(self._run, self._breaker, data))
@@ -269,17 +293,6 @@ class MessageWork(Work):
         except MessageBusError as error:
             logger.warning("The answer to %s was not sent: %s", self._run.task_id, error)
         return outcome
-
-    async def _put_aside(self, payload: dict[str, Any]) -> None:
-        """Make a dead letter of a task that failed where nobody waits for the answer."""
-        task_id = assigned_task_id(self._message)
-        if task_id is None or self._reply_to is not None:
-            return
-        code, text = str(payload["error_code"]), str(payload["error_message"])
-        result = result_without_agent(
-            task_id, self._agent.agent_id, TaskStatus.FAILED, text, code, traceback=payload.get("traceback")
-        )
-        await self._office.errors.put_aside(self._run, result)
 
     async def _answer_again(self, end: dict[str, Any]) -> None:
         """Send the stored answer of a request that was delivered once more after it had been answered."""
@@ -296,7 +309,7 @@ class MessageWork(Work):
             kind = self._message.message_type.value
             text = f"Agent {self._agent.agent_id} has no answer to a {kind} message."
             return self._error("NO_RESPONSE", text, None)
-        result = _result_in(response)
+        result = result_in(response)
         error = result.metadata.get("error") if result else None
         if result is None or result.status is not TaskStatus.FAILED or not isinstance(error, dict):
             return response
@@ -312,7 +325,8 @@ class MessageWork(Work):
         return error_response(self._message, self._agent.agent_id, code, text, traceback, task_id)
 
 
-def _result_in(response: AgentMessage | None) -> TaskResult | None:
+def result_in(response: AgentMessage | None) -> TaskResult | None:
+    """Give the result in an agent's answer, if there is one."""
     if response is None or response.message_type is not MessageType.TASK_RESULT:
         return None
     return TaskResultPayload.model_validate(response.payload).result

@@ -64,6 +64,10 @@ class Run:
     args: list[Any] = field(repr=False)
     original: Callable[[], Original] = field(repr=False, compare=False)
     """Gives the message that Celery delivered."""
+    limit: float | None = None
+    """Seconds after which its process is killed."""
+    redelivered: bool = False
+    """Whether the broker says that somebody had this message before."""
 
     @classmethod
     def of(cls, request: Context, run_id: str) -> Run:
@@ -77,6 +81,8 @@ class Run:
             retries=request.retries or 0,
             args=list(request.args or ()),
             original=partial(Original.of_request, request),
+            limit=(request.timelimit or [None])[0],
+            redelivered=bool(request.delivery_info.get("redelivered")),
         )
 
     @classmethod
@@ -109,6 +115,13 @@ class Start:
     """The record of the end, when the run is over and must not start again."""
     refused: bool = False
     """Whether the breaker is open; nothing was filed then."""
+    elsewhere: bool = False
+    """Whether it was left alone, as the node `before` has started it; nothing was filed then."""
+
+    @property
+    def tries(self) -> int:
+        """How often it was begun, this time included."""
+        return self.attempt + self.lost + 1
 
 
 class TaskRecords:
@@ -122,8 +135,11 @@ class TaskRecords:
         self._link = link
         self._expires = expires_seconds
 
-    async def start(self, run: Run, breaker: SharedBreaker | None) -> Start:
-        """File the task as STARTED by this process, unless the run is over or the breaker open."""
+    async def start(self, run: Run, breaker: SharedBreaker | None, *, alone: bool = False) -> Start:
+        """File the task as STARTED by this process, unless the run is over or the breaker open.
+
+        With `alone` neither where another process has started it.
+        """
         started = {
             "status": states.STARTED,
             "result": {"pid": os.getpid(), "hostname": run.node},
@@ -133,10 +149,13 @@ class TaskRecords:
             "kwargs": {"run": run.run_id},
             "task_id": run.task_id,
         }
-        arguments = [json.dumps(started), self._expires, run.retries, run.task_id, *_rules(breaker)]
+        arguments: list[str | int] = [json.dumps(started), self._expires, run.retries, run.task_id]
+        arguments += [*_rules(breaker, run), int(alone)]
         verdict, first, before, *more = await self._run("start_task", run, breaker, *arguments)
         if verdict == 1:
             return Start(before=before.decode(), end=json.loads(first))
+        if verdict == 3:
+            return Start(before=before.decode(), elsewhere=True)
         retries, first_failure = more
         return Start(
             lost=first,
@@ -144,6 +163,18 @@ class TaskRecords:
             attempt=retries,
             first_failure=first_failure.decode(),
             refused=verdict == 2,
+        )
+
+    async def begun(self, run: Run) -> Start:
+        """Give what was found when a run that goes on was started."""
+        key = record_key(run.task_id)
+        record = json.loads(await self._link.run(["GET", key], key) or "{}")
+        if (record.get("kwargs") or {}).get("run") != run.run_id:
+            record = {}
+        return Start(
+            lost=record.get("lost", 0),
+            attempt=max(run.retries, record.get("retries", 0)),
+            first_failure=record.get("first_failure", ""),
         )
 
     async def succeed(self, run: Run, breaker: SharedBreaker | None, result: dict[str, Any]) -> None:
@@ -219,7 +250,14 @@ class TaskRecords:
     ) -> bool:
         if breaker is None:
             verdict = ""
-        arguments = [json.dumps(record), self._expires, run.task_id, verdict, *_rules(breaker), int(tell)]
+        arguments = [
+            json.dumps(record),
+            self._expires,
+            run.task_id,
+            verdict,
+            *_rules(breaker, run),
+            int(tell),
+        ]
         filed, opened = await self._run("end_task", run, breaker, *arguments)
         if opened and breaker is not None:
             breaker.log_opening()
@@ -233,8 +271,8 @@ class TaskRecords:
         )
 
 
-def _rules(breaker: SharedBreaker | None) -> list[str | int]:
-    return breaker.rules if breaker is not None else ["", 0, 0, 0]
+def _rules(breaker: SharedBreaker | None, run: Run) -> list[str | int]:
+    return breaker.rules(run.limit) if breaker is not None else ["", 0, 0, 0]
 
 
 def _described(failure: TaskFailed) -> dict[str, Any]:

@@ -1,8 +1,13 @@
--- Files a task as PENDING for the replay of its dead letter, unless another run of it has not ended.
--- KEYS: record. ARGV: the PENDING record, its life in seconds, id of the replayed run.
--- Answers {'opened', the record before or ''}, or what was in the way: {'sent', status} when this very run has
--- been started before, {'busy', status} for another run.
+-- Files a task as PENDING for the replay of its dead letter, unless another run of it has not ended. Notes
+-- an agent that nobody has ever seen. The record keeps who reopened it and has not taken that back, and what was
+-- there before the first of them.
+-- KEYS: record, and three of note_awaited. ARGV: the PENDING record, its life in seconds, id of the replayed run,
+-- the agent, seconds to wait for it, a mark of who reopens it.
+-- Answers {'opened', ''}, or what was in the way: {'sent', status} when this very run has been started before,
+-- {'busy', status} for another run.
 local known = redis.call('GET', KEYS[1])
+local pending = cjson.decode(ARGV[1])
+pending['before'], pending['reopened_by'] = known or '', {ARGV[6]}
 if known then
     local record = cjson.decode(known)
     local status = record['status']
@@ -12,7 +17,13 @@ if known then
     if not ours and status ~= 'SUCCESS' and status ~= 'FAILURE' and status ~= 'REVOKED' then
         return {'busy', status}
     end
+    if ours and record['reopened_by'] then
+        pending['before'], pending['reopened_by'] = record['before'], record['reopened_by']
+        table.insert(pending['reopened_by'], ARGV[6])
+    end
 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-redis.call('PUBLISH', KEYS[1], ARGV[1])
-return {'opened', known or ''}
+local text = cjson.encode(pending)
+redis.call('SET', KEYS[1], text, 'EX', ARGV[2])
+redis.call('PUBLISH', KEYS[1], text)
+note_awaited(KEYS[2], KEYS[3], KEYS[4], ARGV[4], ARGV[5])
+return {'opened', ''}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conductor.broker.records import pending_record, record_key
 from conductor.broker.results import script
+from conductor.broker.topology import agent_of_queue
+from conductor.broker.unclaimed import MissingAgents
 from conductor.store.endpoint import read_url
 from conductor.store.link import Link
 
@@ -40,8 +41,8 @@ class Reopened:
     task_id: str
     status: str
     """Celery's word for the state of the run that was in the way."""
-    written: str
-    before: str
+    mark: str
+    """Says who reopened it."""
 
 
 class Reopening:
@@ -53,30 +54,31 @@ class Reopening:
         self._link = Link(
             read_url(redis_url), config.bus.connect_timeout, REPLY_TIMEOUT, config.bus.publish_timeout
         )
+        self._missing = MissingAgents(
+            self._link, config.redis.key_prefix, config.errors.unknown_agent_seconds
+        )
 
     async def close(self) -> None:
         """Disconnect."""
         await self._link.close()
 
-    async def reopen(self, task_id: str, name: str, run: str) -> Reopened:
-        """File the task as waiting for `run`, where nothing is in the way; StateError."""
-        # Who reopened it, so that only they take it back.
-        mark = {"reopened_by": uuid.uuid4().hex}
-        written = json.dumps(json.loads(pending_record(task_id, name, run)) | mark)
-        word, text = await self._run("reopen_task", task_id, written, str(self._expires), run)
-        verdict = Verdict(word.decode())
-        if verdict is Verdict.OPENED:
-            return Reopened(verdict, task_id, "", written, text.decode())
-        return Reopened(verdict, task_id, text.decode(), "", "")
+    async def reopen(self, task_id: str, name: str, run: str, queue: str) -> Reopened:
+        """File the task as waiting for `run` in `queue`, where nothing is in the way; StateError."""
+        mark, agent_id = uuid.uuid4().hex, agent_of_queue(queue)
+        keys = [record_key(task_id), *self._missing.keys(agent_id)]
+        record = pending_record(task_id, name, run)
+        arguments = [record, self._expires, run, *self._missing.arguments(agent_id), mark]
+        word, status = await self._run("awaited", "reopen_task", keys=keys, arguments=arguments)
+        return Reopened(Verdict(word.decode()), task_id, status.decode(), mark)
 
     async def restore(self, reopened: Reopened) -> None:
         """Take it back, where nothing was sent after all; StateError."""
-        arguments = (reopened.written, reopened.before, str(self._expires))
-        await self._run("restore_task", reopened.task_id, *arguments)
+        arguments = [reopened.mark, self._expires]
+        await self._run("restore_task", keys=[record_key(reopened.task_id)], arguments=arguments)
 
-    async def _run(self, name: str, task_id: str, *arguments: str) -> list[bytes]:
+    async def _run(self, *names: str, keys: list[str], arguments: list[Any]) -> list[bytes]:
         async with self._opening:
             await self._link.open()
-        key = record_key(task_id)
-        reply: list[bytes] = await self._link.run(["EVAL", script(name), 1, key, *arguments], key)
+        command = ["EVAL", script(*names), len(keys), *keys, *arguments]
+        reply: list[bytes] = await self._link.run(command, keys[0])
         return reply

@@ -53,7 +53,7 @@ class Replaying:
         self._reopening = reopening
         self._loop = loop
         self._chosen = chosen
-        self._replayed: list[str] = []
+        self._replayed: dict[str, None] = {}
         self._refused: dict[str, str] = {}
 
     def progress(self) -> dict[str, Any]:
@@ -71,12 +71,18 @@ class Replaying:
                     unreadable += 1
                 elif self._chosen.matches(found.letter):
                     self._replay(shelf, found, found.letter)
-        return ReplayReport(self._replayed, self._refused, unreadable)
+        return ReplayReport(list(self._replayed), self._refused, unreadable)
 
     def _replay(self, shelf: Shelf, found: Found, letter: DeadLetter) -> None:
+        if letter.letter_id in self._replayed:
+            # Its sender died before it could note that it was sent, and it was sent again.
+            shelf.remove(found)
+            return
+        if letter.letter_id in self._refused:
+            return
         problem = self._try(shelf, found, letter)
         if problem is None:
-            self._replayed.append(letter.letter_id)
+            self._replayed[letter.letter_id] = None
             logger.info("Dead letter %s (task %s) was replayed", letter.letter_id, letter.task_id)
         else:
             self._refused[letter.letter_id] = problem
@@ -93,7 +99,7 @@ class Replaying:
             return _move(shelf, found, replay)
         if self._reopening is None:
             return NO_REDIS
-        reopening = self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id)
+        reopening = self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id, replay.queue)
         reopened = self._on_loop(reopening)
         if reopened.verdict is Verdict.BUSY:
             return BUSY.format(replay.task_id, reopened.status)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a probe may take before it counts as lost: more than the longest time limit of a task.
+#: Seconds that a probe without a time limit may take before it counts as lost.
 PROBE_SECONDS = 3900
+#: Seconds that the end of a probe may take to be filed after its time limit, or to be delivered again.
+PROBE_SLACK = 30
 
 
 def breaker_of(link: Link, agent_type: AgentType, config: ConductorConfig) -> SharedBreaker:
@@ -29,21 +31,26 @@ class SharedBreaker:
     """What `CircuitBreaker` is in one process; each method is one atomic step on the server, by its clock.
 
     Half open, it lets through as many probes as have to go well to close it, whoever asks, and no more until
-    they have ended or PROBE_SECONDS are over. Belongs to the event loop of `link`; StateError.
+    they have ended, or have taken longer than they may. Belongs to the event loop of `link`; StateError.
     """
 
     def __init__(self, link: Link, name: str, config: BreakerConfig, prefix: str = "conductor:") -> None:
         self.key = f"{prefix}breaker:{name}"
         self._link = link
         self._name = name
-        self._recovery = config.recovery_timeout
-        self.rules: list[str | int] = [
-            config.failure_threshold,
-            round(config.recovery_timeout * 1000),
-            config.success_threshold,
-            PROBE_SECONDS * 1000,
-        ]
+        self._config = config
         self._probes: list[str] = []
+
+    def rules(self, limit: float | None = None) -> list[str | int]:
+        """Give what the scripts go by; a probe is killed after `limit` seconds, None for never."""
+        seconds = PROBE_SECONDS if limit is None else limit + PROBE_SLACK
+        recovery = round(self._config.recovery_timeout * 1000)
+        return [
+            self._config.failure_threshold,
+            recovery,
+            self._config.success_threshold,
+            round(seconds * 1000),
+        ]
 
     async def can_execute(self) -> bool:
         """Tell whether work may go through; a probe that may has to be followed by one of the records."""
@@ -74,7 +81,9 @@ class SharedBreaker:
     def log_opening(self) -> None:
         """Say that the last failure opened it."""
         logger.error(
-            "The circuit breaker of %s opens: tasks become dead letters for %g s", self._name, self._recovery
+            "The circuit breaker of %s opens: tasks become dead letters for %g s",
+            self._name,
+            self._config.recovery_timeout,
         )
 
     def _probe(self) -> str:
@@ -82,4 +91,4 @@ class SharedBreaker:
 
     async def _do(self, what: str, probe: str) -> Any:
         source = script("breaker", "use_breaker")
-        return await self._link.run(["EVAL", source, 1, self.key, what, probe, *self.rules], self.key)
+        return await self._link.run(["EVAL", source, 1, self.key, what, probe, *self.rules()], self.key)

@@ -1,12 +1,15 @@
 -- Files a task as STARTED unless this very run of it has ended already: finished before a redelivery, or
 -- cancelled while it waited, or cancelled before its node was lost: then it is filed as REVOKED. Does not start
--- it either while the breaker is open, nor a run that was superseded by another of the same task.
+-- it either while the breaker is open, nor a run that was superseded by another of the same task, nor, where this
+-- is asked, one that another process has started and not given back.
 -- KEYS: record, breaker. ARGV: id of the run, the STARTED record (flat, no lists), its life in seconds, how often
--- it was retried, the task's id, the rules of the breaker ('' instead of the first: do not ask it).
+-- it was retried, the task's id, the rules of the breaker ('' instead of the first: do not ask it), whether to
+-- leave alone what is STARTED (1 or 0).
 -- Answers one of
 --   {0, how often the run was lost with its process, the node that had it last, retries, first failure or ''}
 --   {1, the record of the end ({} if superseded), the node that was lost with a cancelled run or ''}
---   {2, ...}: as 0, but the breaker is open and nothing was filed.
+--   {2, ...}: as 0, but the breaker is open and nothing was filed
+--   {3, '', the node that has started it}.
 if redis.call('EXISTS', KEYS[1] .. ':superseded:' .. ARGV[1]) == 1 then
     return {1, '{}', ''}
 end
@@ -21,6 +24,7 @@ if known then
             return {1, known, ''}
         end
         if record['cancelled'] then
+            breaker_forget(KEYS[2], ARGV[5])
             local revoked = cjson.encode({
                 status = 'REVOKED', task_id = record['task_id'], traceback = cjson.null,
                 date_done = record['cancelled'], name = record['name'], kwargs = kwargs, children = cjson.null,
@@ -37,6 +41,7 @@ if known then
         first_failure = type(record['first_failure']) == 'string' and record['first_failure'] or ''
         if status == 'STARTED' then
             before = record['worker'] or ''
+            if ARGV[10] == '1' and not record['released'] then return {3, '', before} end
             if not record['released'] then lost = lost + 1 end
         end
     end

@@ -6,16 +6,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from conductor.broker import topology
 from conductor.broker.backend import FILED
-from conductor.broker.node_errors import Retry
+from conductor.broker.node_errors import Later, Retry
 from conductor.broker.node_intake import DEFAULT_LIMIT, HANDLE_MESSAGE
 from conductor.broker.records import Run
-from conductor.broker.results import TaskFailed
+from conductor.broker.results import TaskFailed, assigned_task_id
 from conductor.core.exceptions import ConductorError, MessageBusError, StateError
-from conductor.core.messages import AgentMessage
+from conductor.core.messages import AgentMessage, TaskAssignmentPayload
 from conductor.core.models import TaskDefinition
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def handle_message(
 ) -> dict[str, Any]:
     """Have an agent answer a message; the result is the answer as JSON, and who asked is sent it.
 
-    An agent that raises makes an ERROR answer, and the Celery task a FAILURE.
+    An agent that raises makes an ERROR answer, and the Celery task a FAILURE. A task that is assigned without
+    `reply_to` is done as by `execute_task`.
     """
     host, this = _host(self), Run.of(self.request, run or self.request.id)
     with _delivered_again():
@@ -79,6 +81,12 @@ def handle_message(
             request = AgentMessage.model_validate(message)
         except ValidationError as error:
             return _told(self, host.refuse(this, _sentence("message", error)))
+        if not reply_to and (task_id := assigned_task_id(request)):
+            try:
+                task = TaskAssignmentPayload.model_validate(request.payload).task
+            except ValidationError as error:
+                return _told(self, host.refuse(this, _sentence("assignment", error), task_id))
+            return _told(self, host.carry_out(this, agent_id, request, task))
         seconds = (self.request.timelimit or (None, None))[1] or DEFAULT_LIMIT
         return _told(self, host.answer(this, agent_id, request, reply_to, seconds))
 
@@ -95,6 +103,9 @@ def _delivered_again() -> Iterator[None]:
 def _told(task: Task, outcome: Outcome) -> dict[str, Any]:
     """Tell Celery what became of a task whose end is filed already."""
     if outcome is None:
+        raise Ignore
+    if isinstance(outcome, Later):
+        _send_later(task, outcome.seconds)
         raise Ignore
     setattr(task.request, FILED, True)
     if isinstance(outcome, Retry):
@@ -122,6 +133,23 @@ def _sent_again(task: Task, outcome: Retry) -> BaseException:
         # Celery 5.7 would drop a task that it cannot send again.
         again = Reject(error.reason, requeue=True)
     return again
+
+
+def _send_later(task: Task, seconds: float) -> None:
+    """Send the message once more as it is; it does not count as another try."""
+    request = task.request
+    again = task.signature_from_request(
+        request,
+        countdown=seconds,
+        queue=topology.work_queue(request.delivery_info["routing_key"]),
+        expires=None,
+        argsrepr=request.argsrepr,
+        kwargsrepr=request.kwargsrepr,
+    )
+    try:
+        again.apply_async()
+    except OperationalError as error:
+        raise Reject(error, requeue=True) from error
 
 
 def _sentence(what: str, error: ValidationError) -> str:

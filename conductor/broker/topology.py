@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kombu import Exchange, Queue
 
 from conductor.core.channels import is_pattern, validate_name
+from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
     from conductor.core.enums import AgentType
@@ -102,6 +103,18 @@ def work_queue(name: str) -> Queue | None:
 def durable_queue(name: str) -> Queue | None:
     """The queue of tasks or of dead letters that has this name; None for any other name."""
     return dead_letter_queue() if name == DEAD_LETTERS else work_queue(name)
+
+
+def agent_of_queue(name: str) -> str | None:
+    """Give the agent whose tasks are in the queue of this name; None for any other name."""
+    if not name.startswith(AGENT_QUEUE_PREFIX):
+        return None
+    agent_id = name.removeprefix(AGENT_QUEUE_PREFIX)
+    try:
+        validate_name(agent_id)
+    except MessageBusError:
+        return None
+    return agent_id
 
 
 def dead_letter_queue() -> Queue:

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from conductor.broker.shared_breaker import SharedBreaker
+from conductor.broker.records import Run, TaskRecords
+from conductor.broker.shared_breaker import PROBE_SLACK, SharedBreaker
+from conductor.broker.task_letters import Original
 from conductor.core.config import BreakerConfig
 from conductor.orchestration.circuit_breaker import CircuitBreaker, CircuitBreakerState
 from conductor.store.endpoint import read_url
@@ -124,3 +126,29 @@ async def test_a_probe_of_which_nothing_is_known_makes_room(link: Link, name: st
     assert not await other.can_execute()
     await one.forget(one._probes.pop())
     assert await other.can_execute()
+
+
+async def test_a_probe_may_take_as_long_as_its_run_and_no_longer(link: Link, name: str) -> None:
+    breaker, records = SharedBreaker(link, name, QUICK, "test:"), TaskRecords(link, 60)
+    await fail(breaker)
+    task_id = uuid.uuid4().hex
+    run = Run(task_id, "run", "a task", "a@node", "queue", 0, [], lambda: Original("queue", ""), limit=120)
+    await wait_until(lambda: _begins(records, run, breaker))
+    until = int(await link.run(["HGET", breaker.key, f"probe:{task_id}"]))
+    seconds, micros = await link.run(["TIME"])
+    left = until / 1000 - int(seconds) - int(micros) / 1e6
+    assert 120 < left <= 120 + PROBE_SLACK
+
+
+async def test_a_probe_whose_time_is_over_makes_room_and_has_to_ask_again(link: Link, name: str) -> None:
+    breaker = SharedBreaker(link, name, QUICK.model_copy(update={"success_threshold": 1}), "test:")
+    await fail(breaker)
+    await wait_until(breaker.can_execute)
+    late = breaker._probes.pop()
+    await link.run(["HSET", breaker.key, f"probe:{late}", "1"])
+    assert await breaker.can_execute()
+    assert not await breaker._do("ask", late)
+
+
+async def _begins(records: TaskRecords, run: Run, breaker: SharedBreaker) -> bool:
+    return not (await records.start(run, breaker)).refused

@@ -92,6 +92,12 @@ class ObedientAgent(BaseAgent):
             raise ConductorError(f"attempt {len(tried)}", orders["code"])
         return {"attempts": len(tried)}
 
+    async def _do_in_turn(self, orders: dict[str, Any]) -> dict[str, Any]:
+        """Do another thing with each try, as the log counts them."""
+        tried = [note for note in notes(Path(orders["log"])) if note["task"] == orders["id"]]
+        outcome: dict[str, Any] = await getattr(self, f"_do_{orders['turns'][len(tried) - 1]}")(orders)
+        return outcome
+
     async def _do_exit(self, orders: dict[str, Any]) -> dict[str, Any]:
         sys.exit(3)
 

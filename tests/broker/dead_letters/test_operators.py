@@ -1,9 +1,11 @@
 """Several operators at once, and such as are cancelled or killed: each letter is replayed once."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ async def test_an_operator_who_died_before_sending_leaves_the_letter_to_the_next
     put(addresses.broker_url, letter)
     set_record(records, letter.task_id, "FAILURE", "before")
     dead = Reopening(ConductorConfig(), addresses.redis_url)
-    await dead.reopen(letter.task_id or "", EXECUTE_TASK, letter.letter_id)
+    await dead.reopen(letter.task_id or "", EXECUTE_TASK, letter.letter_id, letter.queue or "")
     await dead.close()
     assert (await queue.replay(all=True)).replayed == [letter.letter_id]
     [message] = take_all(addresses.broker_url, topology.agent_queue(agent).name)
@@ -210,3 +212,50 @@ async def test_an_operator_who_is_killed_loses_nothing(
     assert set(sent) == {letter.task_id for letter in letters}
     # The one that was under way may have been sent without being taken away, on RabbitMQ.
     assert len(sent) - len(set(sent)) <= (1 if addresses.broker_url.startswith("amqp") else 0)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("before", ["FAILURE", None])
+async def test_operators_who_all_come_too_late_leave_the_task_as_it_was(
+    addresses: Addresses, records: redis.Redis, first: int, before: str | None
+) -> None:
+    """Somebody purged the letter after both had reopened the task."""
+    task_id, run = an_agent(), "the letter"
+    if before:
+        set_record(records, task_id, before, "before")
+    found = record_of(records, task_id)
+    async with _operators(addresses) as operators:
+        opened = [await one.reopen(task_id, EXECUTE_TASK, run, "") for one in operators]
+        await operators[first].restore(opened[first])
+        record = record_of(records, task_id)
+        assert record is not None
+        assert (record["status"], record["kwargs"]) == ("PENDING", {"run": run})
+        await operators[1 - first].restore(opened[1 - first])
+    assert record_of(records, task_id) == found
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+async def test_an_operator_who_comes_too_late_takes_nothing_back_from_who_sent_the_letter(
+    addresses: Addresses, records: redis.Redis, sender: int
+) -> None:
+    task_id, run = an_agent(), "the letter"
+    set_record(records, task_id, "FAILURE", "before")
+    async with _operators(addresses) as operators:
+        opened = [await one.reopen(task_id, EXECUTE_TASK, run, "") for one in operators]
+        await operators[1 - sender].restore(opened[1 - sender])
+        record = record_of(records, task_id)
+        assert record is not None
+        assert (record["status"], record["kwargs"]) == ("PENDING", {"run": run})
+        set_record(records, task_id, "STARTED", run)
+        await operators[sender].restore(opened[sender])
+    record = record_of(records, task_id)
+    assert record is not None
+    assert (record["status"], record["kwargs"]) == ("STARTED", {"run": run})
+
+
+@contextlib.asynccontextmanager
+async def _operators(addresses: Addresses) -> AsyncIterator[list[Reopening]]:
+    operators = [Reopening(ConductorConfig(), addresses.redis_url) for _ in range(2)]
+    yield operators
+    for one in operators:
+        await one.close()

@@ -74,6 +74,30 @@ async def test_a_replay_is_chosen_by_the_id_of_the_task_and_by_filters(
     assert [message.headers["id"] for message in found] == [letters[1].task_id, letters[0].task_id]
 
 
+async def test_a_letter_that_is_there_twice_is_replayed_once(
+    queue: DeadLetterQueue, addresses: Addresses
+) -> None:
+    """Its sender died between sending it and noting that, and whoever took over sent it again."""
+    agent = an_agent()
+    letter, other = (task_letter(addresses, a_task(), agent) for _ in range(2))
+    put(addresses.broker_url, letter, other, letter)
+    report = await queue.replay(all=True)
+    assert (report.replayed, report.refused) == ([letter.letter_id, other.letter_id], {})
+    assert await queue.count() == 0
+    found = take_all(addresses.broker_url, topology.agent_queue(agent).name)
+    assert [message.headers["id"] for message in found] == [letter.task_id, other.task_id]
+
+
+async def test_a_letter_that_is_there_twice_and_cannot_be_replayed_stays(
+    queue: DeadLetterQueue, url: str
+) -> None:
+    letter = a_letter(queue=None)
+    put(url, letter, letter)
+    report = await queue.replay(all=True)
+    assert (report.replayed, list(report.refused)) == ([], [letter.letter_id])
+    assert await queue.list() == [letter, letter]
+
+
 async def test_another_message_goes_back_as_it_was(queue: DeadLetterQueue, url: str) -> None:
     name = f"conductor.agent.{an_agent()}"
     properties = {"correlation_id": "c-1", "reply_to": "somebody", "content_type": "application/json"}

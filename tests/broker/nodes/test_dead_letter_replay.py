@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import redis.asyncio as redis
 
 from conductor.client import Conductor
 from conductor.core.enums import MessageType, TaskStatus
@@ -49,6 +50,25 @@ async def test_a_task_that_failed_gets_a_new_result_that_everybody_finds(
         for handle in (await elsewhere.handle(order.task_id), await conductor.handle(order.task_id)):
             assert (await handle.result(20)).status is TaskStatus.COMPLETED
     assert len(notes(tmp_path / "log")) == 2
+
+
+async def test_a_replayed_task_of_an_agent_that_is_still_not_there_dies_again(
+    conductor: Conductor, agent: AgentNode, farm: Farm
+) -> None:
+    order = task()
+    nobody = f"nobody-{order.task_id}"
+    await (await conductor.dispatch(order, nobody)).result(20)
+    first = await conductor.dead_letters.get(order.task_id)
+    assert first is not None
+    async with redis.Redis.from_url(farm.addresses.redis_url) as store:
+        # As a node does some time after it has put aside all that waited.
+        await store.zrem("conductor:awaited", nobody)
+        await store.hdel("conductor:awaited_at", nobody)
+    assert (await conductor.dead_letters.replay(order.task_id)).replayed == [first.letter_id]
+    result = await (await conductor.handle(order.task_id)).result(20)
+    (second,) = [one for one in await conductor.dead_letters.list() if one.task_id == order.task_id]
+    assert (result.status, second.reason) == (TaskStatus.FAILED, "unknown_agent")
+    assert second.letter_id != first.letter_id
 
 
 async def test_a_replayed_task_that_waits_can_be_cancelled(

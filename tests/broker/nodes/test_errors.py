@@ -10,14 +10,21 @@ import pytest
 import redis.asyncio as redis
 from celery.result import AsyncResult
 
-from conductor.broker.records import record_key
+from conductor.broker.dead_letter_sender import DeadLetterSender
+from conductor.broker.node_errors import ErrorDesk
+from conductor.broker.records import Run, Start, TaskRecords, record_key
+from conductor.broker.results import result_without_agent
+from conductor.broker.task_letters import Original
 from conductor.client import Conductor
 from conductor.core.channels import DLQ, ERRORS, agent_channel
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.enums import AgentType, MessageType, Priority, TaskStatus
-from conductor.core.exceptions import ConfigurationError, MessageBusError
+from conductor.core.exceptions import ConfigurationError, MessageBusError, StateError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
+from conductor.store.endpoint import read_url
+from conductor.store.link import Link
+from conductor.store.redis_state import RedisStateManager
 from tests.broker.nodes.conftest import echo, letters_of, task
 from tests.support.agents import notes
 from tests.support.buses import Inbox
@@ -183,6 +190,40 @@ async def test_a_task_that_takes_too_long_is_kept(conductor: Conductor, devops: 
     assert json.loads(letter.body)[0] == [order.model_dump(mode="json")]
 
 
+@pytest.mark.parametrize("do", ["spin", "sleep"])
+async def test_the_letter_of_a_time_limit_counts_all_tries(
+    conductor: Conductor, starting: Starting, farm: Farm, tmp_path: Path, do: str
+) -> None:
+    node = starting("ThirdAgent")
+    farm.setup(node)
+    turns = ["die", "fail_with", do]
+    order = task(
+        "in_turn", None, turns=turns, code="LLM_TIMEOUT", seconds=60, timeout=2, log=tmp_path / "log"
+    )
+    await (await conductor.dispatch(order, node.agent_id)).result(60)
+    letter = await the_letter(conductor, order.task_id)
+    assert (letter.reason, letter.attempts, len(notes(tmp_path / "log"))) == ("time_limit", 3, 3)
+    assert (letter.last_failed_at - letter.first_failed_at).total_seconds() > 1
+
+
+async def test_what_celery_itself_revokes_and_ends_has_a_result(
+    conductor: Conductor, starting: Starting, farm: Farm, tmp_path: Path
+) -> None:
+    node = starting("ThirdAgent")
+    farm.setup(node)
+    order = task("wait_for_file", None, file=tmp_path / "go", log=tmp_path / "log")
+    handle = await conductor.dispatch(order, node.agent_id)
+    await wait_until(lambda: notes(tmp_path / "log"))
+    await asyncio.to_thread(farm.app.control.revoke, order.task_id, terminate=True)
+    result = await handle.result(20)
+    stored = await conductor.state.get_task_result(order.task_id)
+    assert stored is not None
+    assert (result.status, stored.status) == (TaskStatus.SKIPPED, TaskStatus.SKIPPED)
+    assert stored.agent_id == node.agent_id
+    assert not await letters_of(conductor, order.task_id)
+    await echo(conductor, node)
+
+
 async def test_a_task_that_kills_its_process_three_times_is_kept(
     conductor: Conductor, starting: Starting, farm: Farm, tmp_path: Path
 ) -> None:
@@ -304,6 +345,33 @@ async def test_a_failure_whose_process_died_before_it_sent_the_letter_gets_it_wi
     assert not notes(tmp_path / "log")
 
 
+async def test_a_failure_is_escalated_once_although_it_could_not_be_filed_at_first(
+    conductor: Conductor, farm: Farm, escalated: Inbox
+) -> None:
+    order, addresses = task(), farm.addresses
+    run = Run(order.task_id, "run", "a task", "a@test", "q", 0, [], lambda: Original("q", "[]"))
+    async with RedisStateManager(addresses.redis_url) as state:
+        records = TaskRecords(state.link, 60)
+
+        def desk(broker_url: str, records: TaskRecords = records) -> ErrorDesk:
+            letters = DeadLetterSender(broker_url, 2, 2)
+            return ErrorDesk(records, state, letters, farm.config.errors, conductor.bus)
+
+        result = result_without_agent(order.task_id, "a", TaskStatus.FAILED, "no", "UNKNOWN_ERROR")
+        nowhere = Link(read_url("redis://127.0.0.1:1/0"), 0.2, 0.2, 0.2)
+        with pytest.raises(StateError):
+            await desk(addresses.broker_url, TaskRecords(nowhere, 60)).failed(run, Start(), None, result)
+        with pytest.raises(MessageBusError):
+            await desk("redis://127.0.0.1:1/0").failed(run, Start(), None, result)
+        found = await records.start(run, None)
+        assert found.end is not None
+        await desk(addresses.broker_url).finish(run, found.end)
+    assert (await the_letter(conductor, order.task_id)).escalated
+    await conductor.bus.publish(ERRORS, AgentMessage(message_type=MessageType.ERROR, sender_id="last"))
+    await wait_until(lambda: escalated.messages and escalated.messages[-1].sender_id == "last")
+    assert [one.payload.get("task_id") for one in escalated.messages] == [order.task_id, None]
+
+
 async def test_an_open_breaker_stops_every_node_and_lets_exactly_the_probes_through(
     conductor: Conductor, starting: Starting, farm: Farm, store: redis.Redis, tmp_path: Path
 ) -> None:
@@ -345,8 +413,6 @@ async def _recovered(store: redis.Redis) -> bool:
 
 
 async def test_a_letter_that_cannot_be_sent_is_an_error(farm: Farm) -> None:
-    from conductor.broker.dead_letter_sender import DeadLetterSender
-
     sender = DeadLetterSender("redis://127.0.0.1:1/0", 0.2, 0.2)
     with pytest.raises(MessageBusError) as raised:
         await asyncio.to_thread(sender.send, DeadLetter(reason=DeadLetterReason.EXPIRED))
