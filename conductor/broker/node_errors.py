@@ -121,6 +121,8 @@ class ErrorDesk:
         if filed:
             await self._manager.save_task_result(result)
             await self._finish(run, result, fate)
+        elif end := await self._records.untold(run):
+            await self.finish(run, end)
         return failure
 
     async def finish(self, run: Run, end: dict[str, Any]) -> None:

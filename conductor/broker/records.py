@@ -167,15 +167,17 @@ class TaskRecords:
 
     async def begun(self, run: Run) -> Start:
         """Give what was found when a run that goes on was started."""
-        key = record_key(run.task_id)
-        record = json.loads(await self._link.run(["GET", key], key) or "{}")
-        if (record.get("kwargs") or {}).get("run") != run.run_id:
-            record = {}
+        record = await self._read(run)
         return Start(
             lost=record.get("lost", 0),
             attempt=max(run.retries, record.get("retries", 0)),
             first_failure=record.get("first_failure", ""),
         )
+
+    async def untold(self, run: Run) -> dict[str, Any] | None:
+        """Give the record of a failure that a process filed which did not come to telling it."""
+        record = await self._read(run)
+        return record if LETTER in record else None
 
     async def succeed(self, run: Run, breaker: SharedBreaker | None, result: dict[str, Any]) -> None:
         """File the result of a run."""
@@ -220,6 +222,13 @@ class TaskRecords:
         """Note that a run is ended in order to be delivered again."""
         key = record_key(run.task_id)
         await self._link.run(["EVAL", script("release_task"), 1, key, run.run_id], key)
+
+    async def _read(self, run: Run) -> dict[str, Any]:
+        """Give the record of a run, an empty one where there is none or that of another run."""
+        key = record_key(run.task_id)
+        record: dict[str, Any] = json.loads(await self._link.run(["GET", key], key) or "{}")
+        kwargs = record.get("kwargs")
+        return record if isinstance(kwargs, dict) and kwargs.get("run") == run.run_id else {}
 
     def _record(
         self, run: Run, status: str, result: dict[str, Any], traceback: str | None = None

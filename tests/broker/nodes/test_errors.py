@@ -247,6 +247,30 @@ async def test_a_task_for_an_agent_that_nobody_has_ever_seen_is_kept(
     assert "There is no agent 'nobody-" in str(result.error_message)
 
 
+async def test_a_node_that_died_while_it_put_a_task_aside_has_the_letter_sent_by_the_next(
+    conductor: Conductor, agent: AgentNode, farm: Farm, store: redis.Redis
+) -> None:
+    """What it had done is put there by hand: the record of the failure, and no letter."""
+    nobody, order = f"nobody-{uuid.uuid4().hex[:8]}", task()
+    result = result_without_agent(order.task_id, nobody, TaskStatus.FAILED, "no agent", "AGENT_NOT_FOUND")
+    error = {"exc_type": "TaskFailed", "exc_message": ["no agent", result.model_dump(mode="json")]}
+    filed = {"status": "FAILURE", "result": error, "kwargs": {"run": "r"}, "task_id": order.task_id}
+    await store.set(
+        record_key(order.task_id), json.dumps({"letter": "unknown_agent 0 - 0 the-letter", **filed})
+    )
+    await asyncio.to_thread(
+        farm.app.send_task,
+        "conductor.execute_task",
+        [order.model_dump(mode="json")],
+        {"run": "r"},
+        task_id=order.task_id,
+        queue=topology.agent_queue(nobody),
+    )
+    await (await conductor.dispatch(task(), nobody)).result(20)
+    assert (await (await conductor.handle(order.task_id)).result(20)).error_message == "no agent"
+    assert (await the_letter(conductor, order.task_id)).letter_id == "the-letter"
+
+
 async def test_tasks_that_wait_for_an_agent_which_is_forgotten_are_kept(
     conductor: Conductor, starting: Starting, farm: Farm, tmp_path: Path
 ) -> None:
