@@ -9,7 +9,7 @@ from conductor.client import Conductor
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskResult
-from tests.broker.nodes.conftest import task
+from tests.broker.nodes.conftest import letters_of, task
 from tests.support.nodes import AgentNode, Farm
 from tests.support.waiting import wait_until
 
@@ -48,9 +48,9 @@ async def test_a_task_that_nobody_begins_in_time_becomes_a_dead_letter(
     await wait_until(lambda: asyncio.get_running_loop().time() > expiry)
     (tmp_path / "go").touch()
     await busy.result(20)
-    await wait_until(lambda: sent.state == "FAILURE")
-    letters = await conductor.dead_letters.list(limit=None)
-    assert [letter.reason for letter in letters if letter.task_id == order.task_id] == ["expired"]
+    (letter,) = await wait_until(lambda: letters_of(conductor, order.task_id))
+    assert letter.reason == "expired"
+    assert sent.state == "FAILURE"
 
 
 async def test_a_message_is_sent_and_its_answer_awaited(agent: AgentNode, farm: Farm) -> None:
