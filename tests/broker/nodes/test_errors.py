@@ -10,6 +10,7 @@ import pytest
 import redis.asyncio as redis
 from celery.result import AsyncResult
 
+from conductor.broker import topology
 from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.records import Run, Start, TaskRecords, record_key
