@@ -148,6 +148,9 @@ class ErrorDesk:
             return
         if await self._records.fail(run, None, _failure(result), letter=fate.mark()):
             await self._manager.save_task_result(result)
+        elif end := await self._records.untold(run):
+            await self.finish(run, end)
+            return
         await self._finish(run, result, fate)
 
     async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:
