@@ -195,11 +195,11 @@ class BaseAgent(ABC):
         except Exception as error:
             raise self._invalid(task, f": {error}") from error
         if not valid:
-            raise self._invalid(task, "")
+            raise self._invalid(task, ": its _validate_task refuses it.")
 
     def _invalid(self, task: TaskDefinition, reason: str) -> AgentError:
         return AgentError(
-            f"Agent {self.agent_id!r} cannot do task {task.name!r} ({task.task_id}){reason or '.'}",
+            f"Agent {self.agent_id!r} cannot do task {task.name!r} ({task.task_id}){reason}",
             self.agent_id,
             task.task_id,
             "TASK_VALIDATION_FAILED",

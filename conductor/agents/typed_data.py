@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from types import NoneType
 from typing import Any
 
@@ -50,19 +51,20 @@ class TypedData:
             # What cannot be read again would fail at the other end.
             return self._adapter.validate_json(to_json(self._dump(checked)))
         except ValidationError as error:
-            raise InvalidDataError(
-                [self._problem(each) for each in error.errors(include_url=False)]
-            ) from error
+            problems = error.errors(include_url=False)
+            raise InvalidDataError([self._problem(each, value) for each in problems]) from error
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidDataError([{"field": self._whole, "problem": f"no JSON: {error}"}]) from error
 
     def _dump(self, checked: Any) -> Any:
         return self._adapter.dump_python(checked, mode="json", by_alias=True, round_trip=True)
 
-    def _problem(self, error: ErrorDetails) -> dict[str, str]:
+    def _problem(self, error: ErrorDetails, value: object) -> dict[str, str]:
         field = ".".join(str(part) for part in error["loc"]) or self._whole
         if error["type"] == "missing":
-            return {"field": field, "problem": "it is missing"}
-        value = repr(error["input"])
-        shown = value if len(value) <= 80 else f"{value[:77]}..."
+            near = get_close_matches(field, map(str, value), n=1) if isinstance(value, dict) else []
+            there = f"; what there is: {near[0]!r}" if near else ""
+            return {"field": field, "problem": f"it is missing{there}"}
+        text = repr(error["input"])
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
         return {"field": field, "problem": f"{shown} is not usable: {error['msg']}"}

@@ -118,9 +118,10 @@ def find_agent(chosen: str, known: Mapping[str, AgentFactory]) -> AgentFactory:
 
 def _import_problem(module_name: str, error: BaseException) -> str:
     """Tell what is wrong in the user's module, and in which line."""
-    frames = [frame for frame in extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    # The first frame is ours.
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames[1:] else ""
+    ours = f"{Path(__file__).parents[1]}{os.sep}"
+    frames = [f for f in extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<frozen "))]
+    frames = [frame for frame in frames if "importlib" not in frame.filename]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     if isinstance(error, ModuleNotFoundError) and error.name and where:
         return f"it imports {error.name!r}, which is not installed here{where}"
     if where or isinstance(error, SyntaxError):

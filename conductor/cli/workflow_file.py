@@ -74,6 +74,11 @@ class _Loader:
             self._fail("variables", "in a file they are called 'vars'")
         workspace = workspaces.absolute() / workflow_id
         variables = self._variables(data.pop("vars", None) or {}, given, workspace)
+        self._require_known(data, WorkflowDefinition, "")
+        tasks = data.get("tasks")
+        for number, task in enumerate(tasks if isinstance(tasks, list) else ()):
+            if isinstance(task, dict):
+                self._require_known(task, TaskDefinition, f"tasks[{number}].")
         data = self._substitute(data, variables, "")
         self._require_shape(data)
         data["tasks"] = [self._with_absolute_paths(task) for task in data["tasks"]]
@@ -156,7 +161,6 @@ class _Loader:
             del data["phases"]
         for key in OF_THE_RUN & data.keys():
             self._fail(key, "every run gives its own; leave it out")
-        self._require_known(data, WorkflowDefinition, "")
         tasks = data.get("tasks")
         if not isinstance(tasks, list) or not tasks:
             shown = "missing" if tasks is None else "empty" if tasks in ([], {}) else _kind(tasks)
@@ -166,7 +170,6 @@ class _Loader:
                 self._fail(f"tasks[{number}]", f"it must be a mapping with a 'name', not {_kind(task)}")
             for key in OF_THE_RUN & task.keys():
                 self._fail(f"tasks[{number}].{key}", "every run gives its own; leave it out")
-            self._require_known(task, TaskDefinition, f"tasks[{number}].")
             if task.get("assigned_to") is None:
                 self._fail(f"tasks[{number}].assigned_to", f"it is missing; {_choices(AgentType)}")
 
@@ -174,7 +177,7 @@ class _Loader:
         known = [name for name in model.model_fields if name not in OF_THE_RUN | {"variables"}]
         known += ["vars"] if model is WorkflowDefinition else []
         for key in data:
-            if key not in known:
+            if key not in known and key not in OF_THE_RUN:
                 hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
                 self._fail(f"{place}{key}", f"there is no such field{hint}")
 

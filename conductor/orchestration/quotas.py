@@ -83,7 +83,7 @@ class QuotaStore(ABC):
 class _Taken:
     reserved: dict[Claim, None] = field(default_factory=dict)
     held: dict[Claim, float] = field(default_factory=dict)
-    """With the time at which it ends, by the monotonic clock."""
+    """With the time at which it was sent, by the monotonic clock."""
     spent: float = 0.0
 
 
@@ -114,7 +114,7 @@ class InMemoryQuotaStore(QuotaStore):
         if quota.lasts is Lasts.EVER:
             taken.spent += claim.amount
         else:
-            taken.held[claim] = time.monotonic() + quota.period_seconds
+            taken.held[claim] = time.monotonic()
 
     async def release(self, quota: Quota, claim: Claim) -> None:
         """See `QuotaStore.release`."""
@@ -126,8 +126,8 @@ class InMemoryQuotaStore(QuotaStore):
     def _of(self, quota: Quota) -> _Taken:
         taken = self._taken.setdefault(quota.key, _Taken())
         if quota.lasts is Lasts.PERIOD:
-            now = time.monotonic()
-            taken.held = {claim: ends for claim, ends in taken.held.items() if ends > now}
+            began = time.monotonic() - quota.period_seconds
+            taken.held = {claim: sent for claim, sent in taken.held.items() if sent > began}
         return taken
 
     def _answer(self, quota: Quota, taken: _Taken, claim: Claim) -> Answer:
@@ -142,4 +142,5 @@ def _retry_after(quota: Quota, taken: _Taken) -> float | None:
     too_many = len(taken.held) + 1 - int(quota.limit)
     if quota.lasts is not Lasts.PERIOD or taken.reserved or not 0 < too_many <= len(taken.held):
         return None
-    return max(0.0, sorted(taken.held.values())[too_many - 1] - time.monotonic())
+    sent = sorted(taken.held.values())[too_many - 1]
+    return max(0.0, sent + quota.period_seconds - time.monotonic())

@@ -77,6 +77,10 @@ def test_wrong_use_is_explained(
     [
         ("def (:", "cannot be imported: SyntaxError: invalid syntax (agent_of_a_test.py, line 1)."),
         ("x = 1\ny = z", "NameError: name 'z' is not defined (agent_of_a_test.py, line 2)"),
+        (
+            "import conductor\n@conductor.agent('monitr')\nasync def Text(): ...",
+            "(agent_of_a_test.py, line 2).",
+        ),
         ("raise SystemExit(3)", "cannot be imported: SystemExit: 3 (agent_of_a_test.py, line 1)."),
         ("import nosuch.lib", "it imports 'nosuch', which is not installed here (agent_of_a_test.py,"),
         ("x = 1", "cannot be imported: module 'agent_of_a_test' has no attribute 'Text'. It has to be"),

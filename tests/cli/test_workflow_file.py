@@ -113,6 +113,10 @@ def test_every_load_is_a_run_of_its_own(file: Path, tmp_path: Path) -> None:
             "name: a\ntasks: [{name: t, assigned_to: coding, timeout: 5}]",
             "tasks[0].timeout: there is no such field (did you mean 'timeout_seconds'?)",
         ),
+        (
+            "name: a\ntasks: [{name: t, assigned_to: test, input_dta: {x: '${tasks.s.y}'}}]",
+            "tasks[0].input_dta: there is no such field (did you mean 'input_data'?)",
+        ),
         ("nmae: a\ntasks: [{name: t}]", "nmae: there is no such field (did you mean 'name'?)"),
         ("name: a\ntask: [{name: t}]", "task: there is no such field (did you mean 'tasks'?)"),
         ("name: a\ntasks: [{nmae: t}]", "tasks[0].nmae: there is no such field (did you mean 'name'?)"),

@@ -153,6 +153,19 @@ async def test_no_period_has_more_than_the_limit_whenever_it_begins(store: Quota
     assert min(later - earlier for earlier, later in zip(sent, sent[3:], strict=False)) > 0.199
 
 
+async def test_another_length_of_the_period_counts_from_the_same_times(store: QuotaStore) -> None:
+    long, short = (quota(1, Lasts.PERIOD, seconds) for seconds in (60, 0.05))
+    sent = claim()
+    await store.reserve(long, sent)
+    await store.confirm(long, sent)
+    assert not (await store.look(long, claim())).granted
+    await wait_until(lambda: _is_granted(store, short))
+
+
+async def _is_granted(store: QuotaStore, wanted: Quota) -> bool:
+    return (await store.look(wanted, claim())).granted
+
+
 async def test_sums_last(store: QuotaStore) -> None:
     wanted = quota(10, Lasts.EVER)
     for amount in (2.5, 3.5):

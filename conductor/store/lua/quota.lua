@@ -2,7 +2,7 @@
 -- it held, or released. One that nobody confirmed in time is given back, unless Celery's record of the task says
 -- that it was started: then whoever sent it died before saying so.
 -- KEYS: the reservations (a sorted set of claims by the end of their leases), what is held: the claims of tasks that
--- have not ended as far as anybody looked (a set), those of a period (a sorted set by their ends), or for ever a sum.
+-- have not ended as far as anybody looked (a set), those of a period (a sorted set by when they were sent), or for ever a sum.
 -- ARGV: operation, how long it lasts (task, period, ever), the claim ("amount run task-id"), the limit, the same with
 -- what rounding may add to a sum, the period, the lease, what Celery's records begin with, and the milliseconds that
 -- the keys live after a change ('': for ever).
@@ -52,7 +52,7 @@ local function hold(one)
   if lasts == 'task' then
     redis.call('SADD', HELD, one)
   elseif lasts == 'period' then
-    redis.call('ZADD', HELD, now + period, one)
+    redis.call('ZADD', HELD, now, one)
     redis.call('PEXPIRE', HELD, math.ceil(period / 1000) + 1000)
   else
     redis.call('INCRBYFLOAT', HELD, amount_of(one))
@@ -111,12 +111,12 @@ local function retry_after(reserved)
   local too_many = redis.call('ZCARD', HELD) + 1 - limit
   if too_many < 1 then return '' end
   local next_to_end = redis.call('ZRANGE', HELD, too_many - 1, too_many - 1, 'WITHSCORES')
-  return next_to_end[2] and string.format('%.0f', next_to_end[2] - now) or ''
+  return next_to_end[2] and string.format('%.0f', next_to_end[2] + period - now) or ''
 end
 
 local amount = tonumber(amount_of(claim))
 settle()
-if lasts == 'period' then redis.call('ZREMRANGEBYSCORE', HELD, '-inf', now) end
+if lasts == 'period' then redis.call('ZREMRANGEBYSCORE', HELD, '-inf', string.format('%.0f', now - period)) end
 local sum, reserved = used()
 local ends = redis.call('ZSCORE', RESERVED, claim)
 if ends and tonumber(ends) > now then
