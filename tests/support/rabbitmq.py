@@ -68,7 +68,7 @@ def server_absence() -> str | None:
 def server(directory: Path, consumer_timeout: float) -> Iterator[str]:
     """The URL of a RabbitMQ of one's own, which waits so many seconds for acknowledgements."""
     settings = directory / "rabbitmq.conf"
-    port, distribution_port = _free_port(), _free_port()
+    port, distribution_port, mapper_port = _free_port(), _free_port(), _free_port()
     lines = [f"listeners.tcp.1 = {HOST}:{port}", f"consumer_timeout = {consumer_timeout * 1000:.0f}"]
     settings.write_text("\n".join(lines) + "\n")
     (directory / "plugins").touch()
@@ -79,6 +79,7 @@ def server(directory: Path, consumer_timeout: float) -> Iterator[str]:
         "HOME": str(directory),  # for the cookie
         "LANG": "C.UTF-8",
         "ERL_EPMD_ADDRESS": HOST,
+        "ERL_EPMD_PORT": str(mapper_port),
         "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
         "RABBITMQ_NODENAME": f"conductor-test-{uuid.uuid4().hex[:12]}@localhost",
         "RABBITMQ_DIST_PORT": str(distribution_port),
@@ -99,6 +100,8 @@ def server(directory: Path, consumer_timeout: float) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+        # Erlang starts a port mapper, which would stay.
+        subprocess.run(["epmd", "-port", str(mapper_port), "-kill"], check=False, capture_output=True)
 
 
 def _is_up(process: subprocess.Popen[bytes], port: int, output: Path) -> bool:
