@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -102,6 +104,12 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Acknowledge a message; of several at once none may be kept."""
+        if self._kept == {delivery_tag}:
+            # What the transaction holds is just this. Rolled back, it would count as waited for once more.
+            self._held.pop(delivery_tag, None)
+            self.tx_commit()
+            self._kept.clear()
+            return
         self._settle(delivery_tag, partial(super().basic_ack, delivery_tag, multiple))
 
     def basic_reject(self, delivery_tag: int, requeue: bool) -> None:
@@ -128,6 +136,9 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         except PreconditionFailed as error:
             if "delivery acknowledgement" not in reply_text:
                 raise
+            # Only the channel is gone. Whoever hears of it may just log it, and then the event loop has to.
+            with contextlib.suppress(OSError):
+                self.connection.sock.shutdown(socket.SHUT_RDWR)
             raise RecoverableConnectionError(reply_text) from error
 
     def _forget(self) -> None:

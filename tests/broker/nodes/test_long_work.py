@@ -1,14 +1,19 @@
 """Work that takes longer than RabbitMQ's `consumer_timeout`, on a RabbitMQ with a short one."""
 
 import asyncio
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from amqp.exceptions import RecoverableConnectionError
 
+from conductor.broker import topology
 from conductor.broker.addresses import Addresses
 from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.transport import kombu_connection
 from conductor.client import Conductor
 from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.messages import AgentMessage
@@ -17,7 +22,7 @@ from tests.support import rabbitmq
 from tests.support.agents import notes
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.nodes import Farm
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, wait_until_sync
 
 #: Seconds that this RabbitMQ waits for an acknowledgement, and that the work here takes.
 PATIENCE, LONG = 4.0, 8.0
@@ -107,3 +112,22 @@ async def test_a_long_callback_of_a_group_is_run_once(impatient_url: str) -> Non
         await first.publish(channel, a_message(4))
         await inbox.has(1, 2, 3, 4)
     assert {message.metadata["attempt"] for message in inbox.messages} == {1}
+
+
+def test_a_connection_that_lost_its_channel_to_the_timeout_is_lost(impatient_url: str) -> None:
+    queue = topology.agent_queue(uuid.uuid4().hex)
+    with kombu_connection(impatient_url) as connection:
+        channel, held = connection.channel(), []
+        bound = queue(channel)
+        bound.declare()
+        connection.Producer().publish("long", exchange="", routing_key=queue.name)
+        bound.consume("consumer", callback=held.append, no_ack=False)
+        wait_until_sync(lambda: held or connection.drain_events(timeout=1))
+        # Nobody reads meanwhile that RabbitMQ closes the channel.
+        until = time.monotonic() + LONG
+        wait_until_sync(lambda: time.monotonic() > until, timeout=2 * LONG)
+        with pytest.raises(RecoverableConnectionError):
+            channel.keep(0)
+        with pytest.raises(connection.connection_errors) as caught:
+            connection.drain_events(timeout=10)
+        assert not isinstance(caught.value, TimeoutError)
