@@ -244,13 +244,9 @@ class Conductor:
         return followed.ended.result()
 
     async def _follow(self, handle: TaskHandle, task: TaskDefinition, agent_timeout: float) -> TaskResult:
-        while True:
-            try:
-                return await handle.result(LOOK_INTERVAL)
-            except ConductorError as error:
-                if error.error_code != "TASK_TIMEOUT":
-                    raise
-                await self._require_agent(task, agent_timeout)
+        while not await handle.ends_within(LOOK_INTERVAL):
+            await self._require_agent(task, agent_timeout)
+        return await handle.result()
 
     async def living_agents(self, agent_type: str | None = None) -> list[AgentState]:
         """List the agents whose nodes have sent a heartbeat lately."""

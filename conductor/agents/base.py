@@ -15,7 +15,7 @@ from conductor.core.enums import AgentStatus, AgentType, MessageType, TaskStatus
 from conductor.core.exceptions import AgentError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
-from conductor.core.models import AgentIdentity, TaskDefinition, TaskResult
+from conductor.core.models import AgentIdentity, TaskDefinition, TaskResult, workflow_mark
 from conductor.core.state import AgentState
 from conductor.core.wording import error_text
 
@@ -225,9 +225,7 @@ class BaseAgent(ABC):
             "completed_at": utc_now(),
             "duration_seconds": time.monotonic() - started,
         }
-        # So that nobody takes it for the result of another workflow's task of this id.
-        workflow = {key: value for key, value in task.metadata.items() if key == "workflow_id"}
-        return result.model_copy(update=timing | {"metadata": result.metadata | workflow})
+        return result.model_copy(update=timing | {"metadata": result.metadata | workflow_mark(task)})
 
     def _failure(self, task: TaskDefinition, error: Exception | SystemExit) -> TaskResult:
         result = self._create_result(task.task_id, TaskStatus.FAILED, {}, error_text(error))

@@ -92,7 +92,7 @@ class Admission:
         line = (task.assigned_to, agent_id, task.metadata.get("workflow_id"))
         try:
             ask = partial(self._ask, task, agent_id, reservation_id)
-            return await self._lines.pass_through(repr(line), ask, wait)
+            return await self._lines.pass_through(line, ask, wait)
         except PolicyViolationError as denial:
             raise _refusal(task, denial, loop.time() - began if wait else None) from denial
 

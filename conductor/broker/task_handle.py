@@ -56,10 +56,8 @@ class TaskHandle:
         After `timeout` seconds: ConductorError, code TASK_TIMEOUT, which says so where nobody is there to do
         the task. The task goes on, and may be waited for again.
         """
-        ended = self._followed.ended
-        await asyncio.wait({ended}, timeout=timeout)
-        if ended.done():
-            return ended.result()
+        if await self.ends_within(timeout):
+            return self._followed.ended.result()
         hint = await self._hint() if self._hint and self.status() is TaskStatus.PENDING else ""
         raise ConductorError(
             f"Task {self.task_id} has not ended within {timeout:g} s: it is {self.status().value} and goes "
@@ -67,6 +65,11 @@ class TaskHandle:
             "TASK_TIMEOUT",
             {"task_id": self.task_id, "timeout_seconds": timeout, "status": self.status().value},
         )
+
+    async def ends_within(self, timeout: float | None) -> bool:
+        """Wait for the end, `timeout` seconds at most; tells whether it is there."""
+        await asyncio.wait({self._followed.ended}, timeout=timeout)
+        return self._followed.ended.done()
 
     async def cancel(self) -> bool:
         """Cancel the task, also while it runs; False if it has ended before.

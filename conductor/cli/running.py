@@ -119,7 +119,6 @@ class WorkflowRun:
         engine = WorkflowEngine(
             conductor,
             conductor.state,
-            policy_engine=conductor.policy_engine,
             max_feedback_loops=self._max_feedback_loops,
             stop_on_failure=self._stop_on_failure,
             on_event=self._board.on_event,

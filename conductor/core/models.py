@@ -57,6 +57,14 @@ class TaskResult(StrictModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+def workflow_mark(task: TaskDefinition) -> dict[str, Any]:
+    """Give what a result says in its metadata of the workflow that its task belongs to, {} for none.
+
+    Nobody may take it for the result of another workflow's task of this id.
+    """
+    return {key: value for key, value in task.metadata.items() if key == "workflow_id"}
+
+
 class WorkflowDefinition(StrictModel):
     """Tasks that belong together, and the phases in which they run.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError, PolicyViolationError
 from conductor.core.fields import utc_now
-from conductor.core.models import TaskResult
+from conductor.core.models import TaskResult, workflow_mark
 from conductor.orchestration.error_handler import ErrorAction, ErrorHandler
 from conductor.orchestration.policy_engine import Reservation
 from conductor.orchestration.waiting import WaitingLines
@@ -170,7 +170,7 @@ class AgentCoordinator:
                 self._reserved.discard(agent.agent_id)
 
     async def _admit(self, task: TaskDefinition, wait: float | None) -> tuple[BaseAgent, Reservation]:
-        line = repr((task.assigned_to, task.metadata.get("workflow_id")))
+        line = (task.assigned_to, task.metadata.get("workflow_id"))
         try:
             return await self._lines.pass_through(line, partial(self._reserve, task), wait)
         except PolicyViolationError as error:
@@ -274,7 +274,7 @@ async def _in_time(agent: BaseAgent, task: TaskDefinition) -> TaskResult:
     if task.task_id not in agent.state.failed_tasks:
         agent.state.failed_tasks.append(task.task_id)
     completed_at = utc_now()
-    workflow = {key: value for key, value in task.metadata.items() if key == "workflow_id"}
+    error = {"error_type": "TimeoutError", "error_code": "TASK_TIMED_OUT"}
     return TaskResult(
         task_id=task.task_id,
         agent_id=agent.agent_id,
@@ -283,7 +283,7 @@ async def _in_time(agent: BaseAgent, task: TaskDefinition) -> TaskResult:
         started_at=started_at,
         completed_at=completed_at,
         duration_seconds=(completed_at - started_at).total_seconds(),
-        metadata={"error": {"error_type": "TimeoutError", "error_code": "TASK_TIMED_OUT"}} | workflow,
+        metadata={"error": error, **workflow_mark(task)},
     )
 
 

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from conductor.core.exceptions import ConfigurationError, PolicyViolationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
 
@@ -28,9 +28,9 @@ class WaitingLines:
     """
 
     def __init__(self) -> None:
-        self._lines: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def pass_through(self, line: Hashable, ask: Callable[[], Awaitable[T]], wait: float | None) -> T:
+    async def pass_through(self, line: object, ask: Callable[[], Awaitable[T]], wait: float | None) -> T:
         """Give what `ask` gives when it no longer raises PolicyViolationError, or raise that.
 
         It is asked once without `wait`; for `wait` seconds unless the denial says that waiting does not help;
@@ -41,7 +41,8 @@ class WaitingLines:
         if not wait:
             return await ask()
         deadline = asyncio.get_running_loop().time() + wait
-        lock = self._lines.setdefault(line, asyncio.Lock())
+        # What a task's metadata holds need not be hashable.
+        lock = self._lines.setdefault(repr(line), asyncio.Lock())
         try:
             async with asyncio.timeout_at(deadline if deadline < math.inf else None):
                 await lock.acquire()

@@ -143,9 +143,9 @@ class Run:
             await ledger.enter(ledger.event("phase_started"))
         run = PhaseTasks(ledger, self._dispatch, tasks, self._dispatched_since)
         await run.run(as_graph=ledger.plan.is_graph(phase))
-        events = [self._close(phase, tasks)]
+        closing = self._close(phase, tasks)
         turn = await self._decide(phase, tasks)
-        await ledger.enter(*events, *([turn] if turn else []))
+        await ledger.enter(*filter(None, (closing, turn)))
 
     def _close(
         self, phase: WorkflowPhase, tasks: list[TaskDefinition], result: str | None = None

@@ -115,6 +115,22 @@ def test_a_workflow_is_sent_back_as_often_as_is_said(loops: int, tmp_path: Path)
     assert f"had all its feedback loops ({loops})" in done.stderr
 
 
+def test_a_gate_that_is_configured_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    make_project(tmp_path / "project", {"tests/test_greeting.py": "def test_it():\n    assert False\n"})
+    text = (
+        TROUBLE.replace("timeout_seconds: 2, ", "")
+        + "  - {name: build, assigned_to: devops, input_data: {project: ./project}}\n"
+    )
+    gate = "policies: [phase_gate: {required_success_rate: 1}]\n"
+    write_files(tmp_path, {"workflow.yaml": text, "conductor.yaml": gate})
+    done = conductor(tmp_path / "data", "run", "workflow.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert [task["status"] for task in document["tasks"]] == ["failed", "completed", "skipped"]
+    assert document["error_log"][-1]["error_code"] == "PHASE_GATE_CLOSED"
+    assert "policy 'phase_gate': 50% of the tasks went well, 100% are required." in done.stderr
+
+
 def test_ctrl_c_cancels_the_run_and_ends_everything(tmp_path: Path) -> None:
     workflow = write_files(slow_project(tmp_path), {"workflow.yaml": TROUBLE.replace(": 2,", ": 600,")})
     with background(tmp_path / "data", "run", str(workflow / "workflow.yaml")) as command:
