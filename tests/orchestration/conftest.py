@@ -4,12 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from conductor.core.enums import AgentType
-from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.message_bus import InMemoryMessageBus
 from conductor.orchestration.state_manager import InMemoryStateManager
-from tests.support.office import DyingState, Office
-from tests.support.scripted_agent import ScriptedAgent
+from tests.support.office import DyingState, Office, staffed
 
 
 @pytest.fixture
@@ -26,12 +23,8 @@ async def state() -> AsyncIterator[InMemoryStateManager]:
 
 @pytest.fixture
 async def office(state: InMemoryStateManager) -> AsyncIterator[Office]:
-    coordinator = AgentCoordinator(InMemoryMessageBus(), state)
-    await coordinator.start()
-    for agent_type in AgentType:
-        await coordinator.register_agent(ScriptedAgent(agent_type.value, agent_type))
-    yield Office(coordinator)
-    await coordinator.stop()
+    async with staffed(state) as coordinator:
+        yield Office(coordinator)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from conductor.core.messages import FeedbackPayload
 from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
 from conductor.core.state import WorkflowState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
-from conductor.orchestration.message_bus import InMemoryMessageBus
 from conductor.orchestration.policy_engine import PhaseGatePolicy, PolicyEngine
 from conductor.orchestration.workflow_engine import PHASE_AGENT_TYPES, WorkflowEngine
+from tests.support.office import staffed
 from tests.support.recording_state import RecordingStateManager
 from tests.support.scripted_agent import ScriptedAgent, failing, succeed
 
@@ -31,13 +31,8 @@ async def state() -> AsyncIterator[RecordingStateManager]:
 
 @pytest.fixture
 async def coordinator(state: RecordingStateManager) -> AsyncIterator[AgentCoordinator]:
-    """One agent of each type, its id the type's name."""
-    made = AgentCoordinator(InMemoryMessageBus(), state)
-    await made.start()
-    for agent_type in AgentType:
-        await made.register_agent(ScriptedAgent(agent_type.value, agent_type))
-    yield made
-    await made.stop()
+    async with staffed(state) as made:
+        yield made
 
 
 def agent(coordinator: AgentCoordinator, agent_id: str) -> ScriptedAgent:

@@ -9,9 +9,7 @@ from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import StateError
 from conductor.core.messages import FeedbackPayload
 from conductor.core.models import TaskDefinition, TaskResult
-from conductor.orchestration.agent_coordinator import AgentCoordinator
-from conductor.orchestration.message_bus import InMemoryMessageBus
-from tests.support.office import DyingState, Office, gate, monitor, workflow
+from tests.support.office import DyingState, Office, gate, monitor, staffed, workflow
 from tests.support.scripted_agent import ScriptedAgent
 
 GRAVE = {"severity": "error", "findings": ["slow"]}
@@ -98,17 +96,13 @@ async def test_an_unknown_severity_is_noted(office: Office) -> None:
 
 
 async def test_the_limit_of_loops_is_kept_for_whoever_resumes_the_run(dying: DyingState) -> None:
-    coordinator = AgentCoordinator(InMemoryMessageBus(), dying)
-    await coordinator.start()
-    for kind in ("coding", "monitor"):
-        await coordinator.register_agent(ScriptedAgent(kind, workflow(kind).tasks[0].assigned_to))
-    office = Office(coordinator)
-    office.agent("monitor").work = monitor(GRAVE, GRAVE, GRAVE)
-    dying.saves_left = 3
-    with pytest.raises(StateError):
-        await office.engine(max_feedback_loops=1).run_workflow(workflow("coding", "monitor"))
-    dying.saves_left = -1
-    final = await office.engine().resume_workflow("w")
-    assert (final.status, final.feedback_count) == (TaskStatus.FAILED, 1)
-    assert final.error_log[-1]["error_code"] == "MAX_FEEDBACK_LOOPS"
-    await coordinator.stop()
+    async with staffed(dying) as coordinator:
+        office = Office(coordinator)
+        office.agent("monitor").work = monitor(GRAVE, GRAVE, GRAVE)
+        dying.saves_left = 3
+        with pytest.raises(StateError):
+            await office.engine(max_feedback_loops=1).run_workflow(workflow("coding", "monitor"))
+        dying.saves_left = -1
+        final = await office.engine().resume_workflow("w")
+        assert (final.status, final.feedback_count) == (TaskStatus.FAILED, 1)
+        assert final.error_log[-1]["error_code"] == "MAX_FEEDBACK_LOOPS"

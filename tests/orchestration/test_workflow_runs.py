@@ -13,7 +13,7 @@ from conductor.core.state import WorkflowState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.message_bus import InMemoryMessageBus
 from conductor.orchestration.policy_engine import PhaseGatePolicy
-from tests.support.office import DyingState, Office, gate, monitor, workflow
+from tests.support.office import DyingState, Office, gate, monitor, staffed, workflow
 from tests.support.scripted_agent import ScriptedAgent, succeed
 from tests.support.waiting import wait_until
 
@@ -120,23 +120,21 @@ async def test_a_workflow_that_there_is_not_cannot_be_resumed_nor_cancelled(offi
 async def test_wherever_the_store_goes_away_the_run_goes_on_and_no_task_runs_twice(dying: DyingState) -> None:
     kinds = ("coding", "review", "test_data", "test", "devops", "deploying", "monitor")
     for saves in range(1, 15):
-        coordinator = AgentCoordinator(InMemoryMessageBus(), dying)
-        await coordinator.start()
-        for agent_type in AgentType:
-            await coordinator.register_agent(ScriptedAgent(agent_type.value, agent_type))
-        office, definition = Office(coordinator), workflow(*kinds, workflow_id=f"w{saves}")
-        tasks = [t.model_copy(update={"task_id": f"{saves}-{t.name}"}) for t in definition.tasks]
-        definition = definition.model_copy(update={"tasks": tasks})
-        dying.saves_left = saves
-        with pytest.raises(StateError):
-            await office.engine().run_workflow(definition)
-        dying.saves_left = -1
-        final = await office.engine().resume_workflow(definition.workflow_id)
-        assert final.status is TaskStatus.COMPLETED
-        assert final.completed_task_count == len(kinds)
-        assert [entry["phase"] for entry in final.phase_history] == [phase.value for phase in WorkflowPhase]
-        assert office.ran() == sorted(task.task_id for task in tasks)
-        await coordinator.stop()
+        async with staffed(dying) as coordinator:
+            office, definition = Office(coordinator), workflow(*kinds, workflow_id=f"w{saves}")
+            tasks = [t.model_copy(update={"task_id": f"{saves}-{t.name}"}) for t in definition.tasks]
+            definition = definition.model_copy(update={"tasks": tasks})
+            dying.saves_left = saves
+            with pytest.raises(StateError):
+                await office.engine().run_workflow(definition)
+            dying.saves_left = -1
+            final = await office.engine().resume_workflow(definition.workflow_id)
+            assert final.status is TaskStatus.COMPLETED
+            assert final.completed_task_count == len(kinds)
+            assert [entry["phase"] for entry in final.phase_history] == [
+                phase.value for phase in WorkflowPhase
+            ]
+            assert office.ran() == sorted(task.task_id for task in tasks)
 
 
 async def test_two_engines_do_not_run_one_workflow_at_once(office: Office) -> None:
@@ -217,20 +215,16 @@ async def test_cancelling_ends_what_runs_and_keeps_what_was_done(office: Office)
 
 
 async def test_cancelling_works_when_no_engine_lives(dying: DyingState) -> None:
-    coordinator = AgentCoordinator(InMemoryMessageBus(), dying)
-    await coordinator.start()
-    for agent_type in AgentType:
-        await coordinator.register_agent(ScriptedAgent(agent_type.value, agent_type))
-    office = Office(coordinator)
-    dying.saves_left = 3
-    with pytest.raises(StateError):
-        await office.engine().run_workflow(workflow("coding", "review"))
-    dying.saves_left = -1
-    final = await office.engine().cancel_workflow("w")
-    assert final.metadata["outcome"] == "cancelled"
-    assert final.task_results["t-coding"].status is TaskStatus.COMPLETED
-    assert await office.engine().resume_workflow("w") == final
-    await coordinator.stop()
+    async with staffed(dying) as coordinator:
+        office = Office(coordinator)
+        dying.saves_left = 3
+        with pytest.raises(StateError):
+            await office.engine().run_workflow(workflow("coding", "review"))
+        dying.saves_left = -1
+        final = await office.engine().cancel_workflow("w")
+        assert final.metadata["outcome"] == "cancelled"
+        assert final.task_results["t-coding"].status is TaskStatus.COMPLETED
+        assert await office.engine().resume_workflow("w") == final
 
 
 async def test_a_run_that_takes_too_long_is_ended(office: Office) -> None:
@@ -324,24 +318,20 @@ async def test_a_workflow_without_development_is_not_sent_back(office: Office) -
 
 async def test_a_feedback_round_goes_on_where_it_was(dying: DyingState) -> None:
     for saves in range(5, 14):
-        coordinator = AgentCoordinator(InMemoryMessageBus(), dying)
-        await coordinator.start()
-        for agent_type in AgentType:
-            await coordinator.register_agent(ScriptedAgent(agent_type.value, agent_type))
-        office = Office(coordinator)
-        office.agent("monitor").work = monitor({"severity": "error", "findings": ["slow"]})
-        definition = workflow("coding", "monitor", workflow_id=f"w{saves}")
-        tasks = [t.model_copy(update={"task_id": f"{saves}-{t.name}"}) for t in definition.tasks]
-        dying.saves_left = saves
-        with pytest.raises(StateError):
-            await office.engine().run_workflow(definition.model_copy(update={"tasks": tasks}))
-        dying.saves_left = -1
-        final = await office.engine().resume_workflow(definition.workflow_id)
-        assert (final.status, final.feedback_count) == (TaskStatus.COMPLETED, 1)
-        assert len(final.phase_history) == 6
-        suffixes = ("", ".feedback-1")
-        assert office.ran() == sorted(f"{task.task_id}{suffix}" for task in tasks for suffix in suffixes)
-        await coordinator.stop()
+        async with staffed(dying) as coordinator:
+            office = Office(coordinator)
+            office.agent("monitor").work = monitor({"severity": "error", "findings": ["slow"]})
+            definition = workflow("coding", "monitor", workflow_id=f"w{saves}")
+            tasks = [t.model_copy(update={"task_id": f"{saves}-{t.name}"}) for t in definition.tasks]
+            dying.saves_left = saves
+            with pytest.raises(StateError):
+                await office.engine().run_workflow(definition.model_copy(update={"tasks": tasks}))
+            dying.saves_left = -1
+            final = await office.engine().resume_workflow(definition.workflow_id)
+            assert (final.status, final.feedback_count) == (TaskStatus.COMPLETED, 1)
+            assert len(final.phase_history) == 6
+            suffixes = ("", ".feedback-1")
+            assert office.ran() == sorted(f"{task.task_id}{suffix}" for task in tasks for suffix in suffixes)
 
 
 async def test_inputs_that_json_cannot_hold_make_a_run_that_cannot_be_resumed(office: Office) -> None:

@@ -2,19 +2,33 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from conductor.core.channels import workflow_channel
-from conductor.core.enums import TaskStatus
+from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.exceptions import StateError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition, TaskResult, WorkflowDefinition
 from conductor.core.state import WorkflowState
 from conductor.orchestration.agent_coordinator import AgentCoordinator
+from conductor.orchestration.message_bus import InMemoryMessageBus
 from conductor.orchestration.policy_engine import PhaseGatePolicy, PolicyEngine
-from conductor.orchestration.state_manager import InMemoryStateManager
+from conductor.orchestration.state_manager import InMemoryStateManager, StateManager
 from conductor.orchestration.workflow_engine import WorkflowEngine
 from tests.support.scripted_agent import ScriptedAgent
+
+
+@asynccontextmanager
+async def staffed(state: StateManager) -> AsyncIterator[AgentCoordinator]:
+    """A coordinator with one agent of each type, its id the type's name."""
+    coordinator = AgentCoordinator(InMemoryMessageBus(), state)
+    await coordinator.start()
+    for agent_type in AgentType:
+        await coordinator.register_agent(ScriptedAgent(agent_type.value, agent_type))
+    yield coordinator
+    await coordinator.stop()
 
 
 class Office:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis.asyncio as redis
 from pytest_celery import CeleryTestSetup
 
 from conductor.broker.addresses import Addresses
@@ -94,6 +95,14 @@ def starting(farm: Farm) -> Iterator[Callable[..., AgentNode]]:
     yield start
     for node in started:
         node.teardown()
+
+
+@pytest.fixture
+async def store(farm: Farm) -> AsyncIterator[redis.Redis]:
+    """The Redis with the records of tasks."""
+    client = redis.Redis.from_url(farm.addresses.redis_url)
+    yield client
+    await client.aclose()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from conductor.core.enums import MessageType, Priority, TaskStatus
 from conductor.core.exceptions import AgentError
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
 from conductor.core.models import TaskDefinition, TaskResult
-from tests.broker.nodes.conftest import task
+from tests.broker.nodes.conftest import letters_of, task
 from tests.support.agents import notes
 from tests.support.buses import Inbox
 from tests.support.nodes import AgentNode, Farm
@@ -32,22 +32,11 @@ async def answers(conductor: Conductor) -> Inbox:
     return inbox
 
 
-@pytest.fixture
-async def store(farm: Farm) -> AsyncIterator[redis.Redis]:
-    client = redis.Redis.from_url(farm.addresses.redis_url)
-    yield client
-    await client.aclose()
-
-
 async def assign(conductor: Conductor, node: AgentNode, order: TaskDefinition) -> AgentMessage:
     payload = TaskAssignmentPayload(task=order).model_dump(mode="json")
     message = AgentMessage(message_type=MessageType.TASK_ASSIGNMENT, sender_id="test", payload=payload)
     await conductor.bus.publish(agent_channel(node.agent_id), message)
     return message
-
-
-async def letters_of(conductor: Conductor, task_id: str) -> list[DeadLetter]:
-    return [one for one in await conductor.dead_letters.list(limit=None) if one.task_id == task_id]
 
 
 async def the_end(conductor: Conductor, message: AgentMessage) -> tuple[TaskResult, DeadLetter]:

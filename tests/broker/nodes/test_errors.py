@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,13 +47,6 @@ async def escalated(conductor: Conductor) -> Inbox:
     inbox = Inbox()
     await conductor.bus.subscribe(ERRORS, inbox)
     return inbox
-
-
-@pytest.fixture
-async def store(farm: Farm) -> AsyncIterator[redis.Redis]:
-    client = redis.Redis.from_url(farm.addresses.redis_url)
-    yield client
-    await client.aclose()
 
 
 async def the_letter(conductor: Conductor, task_id: str) -> DeadLetter:
