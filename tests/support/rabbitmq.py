@@ -65,9 +65,12 @@ def server_absence() -> str | None:
 
 
 @contextmanager
-def server(directory: Path, consumer_timeout: float) -> Iterator[str]:
-    """The URL of a RabbitMQ of one's own, which waits so many seconds for acknowledgements."""
-    settings = directory / "rabbitmq.conf"
+def server(directory: Path, consumer_timeout: float = 1800.0) -> Iterator[str]:
+    """The URL of a RabbitMQ of one's own, which waits so many seconds for acknowledgements.
+
+    One that is started in the directory of another has what that one kept.
+    """
+    settings, name = directory / "rabbitmq.conf", uuid.uuid5(uuid.NAMESPACE_URL, str(directory)).hex[:12]
     port, distribution_port, mapper_port = _free_port(), _free_port(), _free_port()
     lines = [f"listeners.tcp.1 = {HOST}:{port}", f"consumer_timeout = {consumer_timeout * 1000:.0f}"]
     settings.write_text("\n".join(lines) + "\n")
@@ -81,7 +84,7 @@ def server(directory: Path, consumer_timeout: float) -> Iterator[str]:
         "ERL_EPMD_ADDRESS": HOST,
         "ERL_EPMD_PORT": str(mapper_port),
         "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
-        "RABBITMQ_NODENAME": f"conductor-test-{uuid.uuid4().hex[:12]}@localhost",
+        "RABBITMQ_NODENAME": f"conductor-test-{name}@localhost",
         "RABBITMQ_DIST_PORT": str(distribution_port),
         "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
         "RABBITMQ_LOG_BASE": str(directory / "log"),

@@ -234,6 +234,16 @@ async def test_on_redis_letters_survive_a_restart(tmp_path: Path) -> None:
         assert await queue.list() == letters
 
 
+async def test_on_rabbitmq_letters_survive_a_restart(tmp_path: Path) -> None:
+    if reason := rabbitmq.server_absence():
+        pytest.skip(reason)
+    letters = [a_letter() for _ in range(20)]
+    with rabbitmq.server(tmp_path) as url:
+        put(url, *letters)
+    with rabbitmq.server(tmp_path) as url:
+        assert await DeadLetterQueue(ConductorConfig(), url, None).list() == letters
+
+
 async def test_on_rabbitmq_queue_and_letters_are_durable(rabbitmq_url: str, valkey_url: str) -> None:
     empty(rabbitmq_url)
     letters = [a_letter() for _ in range(4)]
