@@ -13,6 +13,7 @@ from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage, TaskResultPayload
 from conductor.core.models import TaskResult
+from conductor.core.wording import error_text
 
 if TYPE_CHECKING:
     from conductor.agents.base import BaseAgent
@@ -51,7 +52,7 @@ class AssignmentWork(TaskWork):
             raise
         except (Exception, SystemExit) as error:
             code = str(getattr(error, "error_code", "UNKNOWN_ERROR"))
-            raise self._agent_error(str(error) or type(error).__name__, code) from error
+            raise self._agent_error(error_text(error), code) from error
         if result is not None:
             return result
         if response is None:
