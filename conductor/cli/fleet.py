@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -32,21 +32,35 @@ Report = Callable[[str, NodeProcess, str], None]
 class Fleet:
     """`async with Fleet(...)` ends its nodes at the end, warmly first; cancelled while it does, at once.
 
-    The agents of a `temporary` one leave neither states nor queues.
+    The agents of a `temporary` one leave neither states nor queues. `path` is where their modules may be
+    besides. Nodes that die stay dead unless it `restarts` them.
     """
 
     def __init__(
-        self, conductor: Conductor, report: Report, echo: Echo | None = None, *, temporary: bool = False
+        self,
+        conductor: Conductor,
+        report: Report,
+        echo: Echo | None = None,
+        *,
+        temporary: bool = False,
+        restarts: bool = True,
+        path: Sequence[str] = (),
     ) -> None:
         self._conductor = conductor
         self._report = report
         self._echo = echo
         self._temporary = temporary
+        self._restarts = restarts
+        self._path = path
         self._nodes: list[NodeProcess] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._agent_ids: list[str] = []
         self._owner = new_id()
         self._reserved: set[str] = set()
+
+    def node(self, agent_id: str) -> NodeProcess:
+        """Give the node of an agent; KeyError where it started none."""
+        return {node.agent_id: node for node in self._nodes}[agent_id]
 
     @property
     def agent_ids(self) -> list[str]:
@@ -99,7 +113,10 @@ class Fleet:
         there is no place for the logs.
         """
         config, addresses = self._conductor.config, self._conductor.addresses
-        nodes = [NodeProcess(agent, agent_id, config, addresses, self._echo) for agent, agent_id in agents]
+        nodes = [
+            NodeProcess(agent, agent_id, config, addresses, self._echo, self._path)
+            for agent, agent_id in agents
+        ]
         self._nodes += nodes
         self._agent_ids += [node.agent_id for node in nodes]
         try:
@@ -111,7 +128,8 @@ class Fleet:
         failures = [failure for task in tasks if (failure := task.result())]
         if failures:
             raise ConductorError(failures[0], "NODE_FAILED")
-        self._keepers += [asyncio.create_task(self._keep(node)) for node in nodes]
+        if self._restarts:
+            self._keepers += [asyncio.create_task(self._keep(node)) for node in nodes]
 
     async def stop(self) -> None:
         """End all nodes."""

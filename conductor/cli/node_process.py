@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,11 +26,13 @@ LOG_TAIL = 4000
 Echo = Callable[[str], None]
 
 
-def node_environment(config: ConductorConfig, addresses: Addresses, agent: str) -> dict[str, str]:
+def node_environment(
+    config: ConductorConfig, addresses: Addresses, agent: str, path: Sequence[str] = ()
+) -> dict[str, str]:
     """The environment that gives a node exactly our configuration, wherever ours came from.
 
-    The working directory is on the path of a node whose agent is named as package.module:Class, and of
-    no other: a directory `workers` of the user's must not be taken for ours.
+    The working directory, and `path`, are on the path of a node whose agent is named as package.module:Class,
+    and of no other: a directory `workers` of the user's must not be taken for ours.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
     node = config.node.model_copy(update={"agent": None, "agent_id": None})
@@ -44,7 +46,8 @@ def node_environment(config: ConductorConfig, addresses: Addresses, agent: str) 
     env["CONDUCTOR_ERRORS"] = config.errors.model_dump_json()
     env["CONDUCTOR_NODE"] = node.model_dump_json(exclude_none=True)
     if ":" in agent:
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), env.get("PYTHONPATH", "")]))
+        places = [*path, str(Path.cwd()), env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     return env
 
 
@@ -58,13 +61,14 @@ class NodeProcess:
         config: ConductorConfig,
         addresses: Addresses,
         echo: Echo | None = None,
+        path: Sequence[str] = (),
     ) -> None:
         self.agent = agent
         self.agent_id = agent_id
         self.log = config.data_dir.absolute() / "logs" / f"{agent_id}.log"
         self.started_at: datetime | None = None
         self._config = config
-        self._env = node_environment(config, addresses, agent)
+        self._env = node_environment(config, addresses, agent, path)
         self._echo = echo
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
@@ -124,9 +128,14 @@ class NodeProcess:
             async with asyncio.timeout(limit):
                 await self.wait()
         except TimeoutError:
+            self.kill()
+            await self._process.wait()
+
+    def kill(self) -> None:
+        """Kill all processes of the node, as a machine that fails would."""
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
 
     def last_words(self) -> str:
         """The end of what this start of the node logged."""

@@ -148,15 +148,17 @@ class AgentCoordinator:
         """Give all agents, in the order of their registration."""
         return list(self._agents.values())
 
-    async def dispatch_task(self, task: TaskDefinition, *, wait: float | None = None) -> TaskResult:
-        """Have an available agent of the type do `task`; save the result and the agent's state.
+    async def dispatch_task(
+        self, task: TaskDefinition, *, agent_id: str | None = None, wait: float | None = None
+    ) -> TaskResult:
+        """Have an available agent of the type, or the one named, do `task`; save the result and its state.
 
         A task that the policies deny waits up to `wait` seconds for them to allow it, unless they say that
         waiting does not help; with `math.inf` as long as they say that it does. Raises AgentError with
         NO_AGENT_TYPE, NO_AVAILABLE_AGENT or POLICY_VIOLATION before the task is run, and what
         `BaseAgent.execute_task` raises.
         """
-        agent, reservation = await self._admit(task, wait)
+        agent, reservation = await self._admit(task, agent_id, wait)
         try:
             await reservation.confirm()
             attempt = 0
@@ -169,10 +171,12 @@ class AgentCoordinator:
             finally:
                 self._reserved.discard(agent.agent_id)
 
-    async def _admit(self, task: TaskDefinition, wait: float | None) -> tuple[BaseAgent, Reservation]:
-        line = (task.assigned_to, task.metadata.get("workflow_id"))
+    async def _admit(
+        self, task: TaskDefinition, agent_id: str | None, wait: float | None
+    ) -> tuple[BaseAgent, Reservation]:
+        line = (task.assigned_to, agent_id, task.metadata.get("workflow_id"))
         try:
-            return await self._lines.pass_through(line, partial(self._reserve, task), wait)
+            return await self._lines.pass_through(line, partial(self._reserve, task, agent_id), wait)
         except PolicyViolationError as error:
             details = {"policy_name": error.policy_name, "violation_details": error.violation_details}
             raise AgentError(
@@ -183,21 +187,27 @@ class AgentCoordinator:
                 details,
             ) from error
 
-    async def _reserve(self, task: TaskDefinition) -> tuple[BaseAgent, Reservation]:
+    async def _reserve(self, task: TaskDefinition, agent_id: str | None) -> tuple[BaseAgent, Reservation]:
         """Choose the agent with the fewest tasks behind it; nobody else gets it until it was run."""
-        if task.assigned_to is None:
+        if task.assigned_to is None and agent_id is None:
             raise self._refusal(task, "NO_AGENT_TYPE", "has no agent type; set assigned_to")
         # What a policy allows must still be true when the agent is reserved.
         async with self._choosing:
-            available = self.get_available_agents(task.assigned_to)
+            wanted = self._wanted(task, agent_id)
+            available = [agent for agent in self.get_available_agents() if agent in wanted]
             if not available:
-                known = len(self.get_agents_by_type(task.assigned_to))
-                reason = f"found no available {task.assigned_to} agent ({known} registered)"
+                which = f"agent {agent_id!r}" if agent_id else f"{task.assigned_to} agent"
+                reason = f"found no available {which} ({len(wanted)} registered)"
                 raise self._refusal(task, "NO_AVAILABLE_AGENT", reason)
             agent = min(available, key=lambda candidate: candidate.state.total_tasks)
             reservation = await self._ask_policies(agent, task)
             self._reserved.add(agent.agent_id)
         return agent, reservation
+
+    def _wanted(self, task: TaskDefinition, agent_id: str | None) -> list[BaseAgent]:
+        if agent_id is not None:
+            return [agent for agent in self._agents.values() if agent.agent_id == agent_id]
+        return [agent for agent in self._agents.values() if agent.agent_type == task.assigned_to]
 
     async def _ask_policies(self, agent: BaseAgent, task: TaskDefinition) -> Reservation:
         if self.policy_engine is None:
