@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StateError,
         WorkflowError,
     )
+    from conductor.core.log_lines import configure_logging
     from conductor.core.messages import (
         AgentMessage,
         ErrorPayload,
@@ -87,6 +88,7 @@ _HOMES = {
         "StateError",
         "WorkflowError",
     ],
+    "conductor.core.log_lines": ["configure_logging"],
     "conductor.core.messages": [
         "AgentMessage",
         "ErrorPayload",
@@ -170,6 +172,7 @@ __all__ = [
     "WorkflowPhase",
     "WorkflowState",
     "agent",
+    "configure_logging",
     "create_message_bus",
     "create_state_manager",
     "load_config",

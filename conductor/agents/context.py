@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from conductor.agents.progress import ProgressReports
-from conductor.agents.task_log import TaskLog, current_log
+from conductor.agents.task_log import TaskLog
+from conductor.core.log_ids import bound_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,12 +85,12 @@ def context_of(agent: BaseAgent, task: TaskDefinition) -> TaskContext | None:
 @asynccontextmanager
 async def entered(context: TaskContext) -> AsyncIterator[None]:
     """Be in a run: `context_of` finds it, log lines have its ids, and its progress is complete at the end."""
-    tokens = _current.set(context), current_log.set(context.log)
+    token = _current.set(context)
     try:
-        yield
+        with bound_ids(context.log.ids):
+            try:
+                yield
+            finally:
+                await context._finish()  # noqa: SLF001 - the run's end is nothing for the agent to call
     finally:
-        try:
-            await context._finish()  # noqa: SLF001 - the run's end is nothing for the agent to call
-        finally:
-            _current.reset(tokens[0])
-            current_log.reset(tokens[1])
+        _current.reset(token)

@@ -15,6 +15,7 @@ from conductor.broker.transport import is_rabbitmq
 from conductor.core.channels import DLQ
 from conductor.core.dead_letters import announcement
 from conductor.core.exceptions import MessageBusError
+from conductor.core.log_ids import current_message
 from conductor.orchestration.groups import delivered_copy
 from conductor.orchestration.message_bus import Callback, cancel_and_wait, encode_message
 
@@ -137,6 +138,7 @@ class Groups:
         if inbox is not None and inbox != self._settings.bus_id:
             asked = message.correlation_id or message.message_id
             self._origins.remember(asked, inbox, delivery.headers.get(DEADLINE_HEADER))
+        current_message.set(message)  # for the rest of this task, which is about it
         await delivery.member.callback(message)
 
     def _report(self, delivery: Delivery, error: BaseException | None) -> None:

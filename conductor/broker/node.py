@@ -12,10 +12,10 @@ from celery import signals
 from celery.apps.worker import Worker
 from celery.worker import state as worker_state
 
-from conductor.agents.task_log import bind_task_ids
 from conductor.broker import topology
 from conductor.broker.node_desk import NodeDesk
 from conductor.broker.node_host import AgentHost
+from conductor.broker.node_logging import NodeLogging
 from conductor.broker.node_spec import CELERY_DEFAULT_NAME, NodeSpec, plan_node
 from conductor.broker.node_transport import node_transport_name
 from conductor.core.exceptions import ConfigurationError
@@ -66,7 +66,15 @@ class NodeWorker(Worker):  # type: ignore[misc]
         self.listening = False
         self.desk = NodeDesk(app, app.config, self.addresses, self.spec)
         options.update(without_gossip=True, without_mingle=True)
-        super().__init__(app=app, hostname=f"{self.spec.name}@{machine or socket.gethostname()}", **options)
+        hostname = f"{self.spec.name}@{machine or socket.gethostname()}"
+        self.logging = NodeLogging(hostname, self.spec, app.config.log_format)
+        self.logging.connect()
+        super().__init__(app=app, hostname=hostname, **options)
+
+    def emit_banner(self) -> None:
+        """See `celery.apps.worker.Worker`."""
+        agents = ", ".join(agent.agent_id for agent in self.spec.agents)
+        self.logging.banner(f"Node {self.hostname} starts: {agents}", super().emit_banner)
 
     def take_ahead(self) -> None:
         """Fetch the next task for the node's own agents, if the broker can do that without waiting."""
@@ -79,7 +87,6 @@ class NodeWorker(Worker):  # type: ignore[misc]
                 logger.debug("the next task could not be fetched", exc_info=True)
 
     def _on_child_start(self, **_: Any) -> None:
-        bind_task_ids(logging.getLogger(), logging.getLogger("celery.task"))
         self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())
         self.host.start()
 

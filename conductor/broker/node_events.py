@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from conductor.broker.node_intake import is_work
 from conductor.core.channels import BROADCAST, RESPONSE, agent_channel, phase_channel
 from conductor.core.enums import MessageType
+from conductor.core.log_ids import bound_ids
 from conductor.core.messages import StatusUpdatePayload
 from conductor.orchestration.workflow_engine import PHASE_AGENT_TYPES
 
@@ -63,7 +64,8 @@ class EventDesk:
     async def _handle(self, agent: BaseAgent, message: AgentMessage) -> AgentMessage | None:
         before = agent.status, agent.state.current_task_id
         try:
-            return await agent.handle_message(message)
+            with bound_ids({"agent_id": agent.agent_id}):
+                return await agent.handle_message(message)
         finally:
             if (agent.status, agent.state.current_task_id) != before:
                 await self._after(agent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from datetime import UTC, datetime
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, TimeLimitExceeded
@@ -14,14 +15,28 @@ from conductor.broker.node_runner import CANCEL_SIGNAL
 from conductor.broker.results import TaskFailed
 from conductor.broker.task_message import check
 from conductor.core.exceptions import ConductorError
+from conductor.core.log_ids import bound_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from billiard.einfo import ExceptionInfo
     from kombu import Message
 
     from conductor.broker.node import NodeWorker
 
 logger = logging.getLogger(__name__)
+
+
+def _with_ids(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have what a method of a NodeRequest logs carry the ids of its task."""
+
+    @wraps(method)
+    def bound(self: NodeRequest, *arguments: Any, **options: Any) -> Any:
+        with bound_ids(self.log_ids):
+            return method(self, *arguments, **options)
+
+    return bound
 
 
 class NodeRequest(Request):  # type: ignore[misc]
@@ -34,6 +49,13 @@ class NodeRequest(Request):  # type: ignore[misc]
         """InvalidTaskError: nobody could work on it."""
         super().__init__(message, **options)
         check(self)
+        self.node.logging.note(self)
+
+    @cached_property
+    def log_ids(self) -> dict[str, str | None]:
+        """The ids of lines about it."""
+        queue = self.delivery_info.get("routing_key")
+        return self.node.logging.ids_of(self.id, self._args, self._kwargs, queue)
 
     @property
     def node(self) -> NodeWorker:
@@ -59,6 +81,7 @@ class NodeRequest(Request):  # type: ignore[misc]
         """
         return bool(self.expires and datetime.now(UTC) > self.expires)
 
+    @_with_ids
     def revoked(self) -> bool:
         """Tell whether it must not run; a task that expired becomes a dead letter.
 
@@ -79,6 +102,7 @@ class NodeRequest(Request):  # type: ignore[misc]
         self._already_revoked = True
         return True
 
+    @_with_ids
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a task that went on after its soft limit; its process is killed next, by the pool."""
         if soft or self._cancelled:
@@ -95,6 +119,7 @@ class NodeRequest(Request):  # type: ignore[misc]
         else:
             self.acknowledge()
 
+    @_with_ids
     def on_failure(
         self,
         exc_info: ExceptionInfo,
@@ -112,6 +137,7 @@ class NodeRequest(Request):  # type: ignore[misc]
             return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
+    @_with_ids
     def cancel(self, pool: Any, signal: str | None = None, emit_retry: bool = True) -> None:
         """End a task whose connection to the broker is gone: it will be delivered again.
 
@@ -122,12 +148,14 @@ class NodeRequest(Request):  # type: ignore[misc]
         self.node.desk.release(self)
         super().cancel(pool, signal, emit_retry=False)
 
+    @_with_ids
     def terminate(self, pool: Any, signal: str | None = None) -> None:
         """End a task that was cancelled by ending its process."""
         if self.time_start and not self._already_revoked:
             self.node.desk.cancel(self)
         super().terminate(pool, signal)
 
+    @_with_ids
     def cancel_run(self, pool: Any, grace: float, call_later: Any) -> None:
         """Have the agent's coroutine cancelled, and its process killed if that takes over `grace` seconds."""
         if self._cancelled:
@@ -137,6 +165,12 @@ class NodeRequest(Request):  # type: ignore[misc]
             os.kill(self.worker_pid, CANCEL_SIGNAL)
         call_later(grace, self._kill_if_running, (pool,))
 
+    def on_success(self, failed__retval__runtime: Any, **options: Any) -> Any:
+        """See `celery.worker.request.Request`; it may acknowledge in vain, and says so then."""
+        with bound_ids(self.log_ids):
+            return super().on_success(failed__retval__runtime, **options)
+
+    @_with_ids
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Also pass on what was cancelled on its way to the child, and fetch what comes next."""
         super().on_accepted(pid, time_accepted)
@@ -144,6 +178,7 @@ class NodeRequest(Request):  # type: ignore[misc]
             os.kill(pid, CANCEL_SIGNAL)
         self.node.take_ahead()
 
+    @_with_ids
     def _kill_if_running(self, pool: Any) -> None:
         job = self._apply_result and self._apply_result()
         if job is not None and not job.ready():

@@ -63,7 +63,7 @@ def execute(settings: Settings, work: Work, *, ends_with_signal: bool = False) -
 
 def _prepare(settings: Settings) -> ConductorConfig:
     config = load_config(settings.config_file)
-    configure_logging(config.log_level, verbose=settings.verbose)
+    configure_logging(config.log_level, config.log_format, verbose=settings.verbose)
     return config
 
 

@@ -41,6 +41,7 @@ def node_environment(
     env["CONDUCTOR_REDIS"] = redis.model_dump_json()
     env["CONDUCTOR_DATA_DIR"] = str(config.data_dir.absolute())
     env["CONDUCTOR_LOG_LEVEL"] = config.log_level
+    env["CONDUCTOR_LOG_FORMAT"] = config.log_format
     env["CONDUCTOR_BUS"] = config.bus.model_dump_json()
     env["CONDUCTOR_WORK"] = config.work.model_dump_json()
     env["CONDUCTOR_ERRORS"] = config.errors.model_dump_json()
@@ -141,8 +142,11 @@ class NodeProcess:
         """The end of what this start of the node logged."""
         with contextlib.suppress(OSError), self.log.open("rb") as log:
             log.seek(max(self._log_start, self.log.stat().st_size - LOG_TAIL))
-            lines = log.read().decode("utf-8", "replace").strip().splitlines()
-            return "\n".join(lines[-8:])
+            # Takes a while to import, and is seldom needed.
+            from conductor.core.log_lines import as_text
+
+            said = map(as_text, log.read().decode("utf-8", "replace").strip().split("\n"))
+            return "\n".join("\n".join(said).splitlines()[-8:])
         return ""
 
     def _tell(self, word: bytes) -> None:
@@ -156,7 +160,13 @@ class NodeProcess:
             async for line in _lines(output):
                 log.write(line)
                 log.flush()
-                echo(f"[{self.agent_id}] {line.decode('utf-8', 'replace').rstrip()}")
+                echo(self._for_a_person(line.decode("utf-8", "replace").rstrip()))
+
+    def _for_a_person(self, line: str) -> str:
+        """Write a line of the log as it is echoed; who asked for JSON gets it."""
+        from conductor.core.log_lines import as_text
+
+        return line if self._config.log_format == "json" else f"[{self.agent_id}] {as_text(line)}"
 
 
 async def _lines(output: asyncio.StreamReader) -> Any:

@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conductor.core.log_ids import StandardError
+from conductor.core.urls import mask_text
+
 UNCUT = 1000
 ERROR_STYLE, NOTE_STYLE = "bold red", "dim"
 
@@ -71,30 +74,34 @@ def complain(message: str) -> None:
         console.print(rest, soft_wrap=True)
 
 
-def configure_logging(level: str, *, verbose: bool) -> None:
-    """Send log records to standard error: with -v all of `level` with their stack traces, else warnings."""
-    handler = _ToStandardError()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s") if verbose else _OneLine()
+def configure_logging(level: str, log_format: str = "auto", *, verbose: bool) -> None:
+    """Send log records to standard error: with -v all of `level` with their stack traces, else warnings.
+
+    A person reads it, unless `log_format` is "json".
+    """
+    logging.basicConfig(
+        level=level if verbose else "WARNING", handlers=[_handler(log_format, verbose)], force=True
     )
-    logging.basicConfig(level=level if verbose else "WARNING", handlers=[handler], force=True)
     # It logs the failure of every task, which the commands report themselves.
     logging.getLogger("conductor.orchestration.workflow_phase").disabled = not verbose
 
 
+def _handler(log_format: str, verbose: bool) -> logging.Handler:
+    handler = StandardError()
+    if verbose or log_format == "json":
+        # Takes a while to import.
+        from conductor.core.log_lines import configure_structlog, formatter_for
+
+        handler.setFormatter(formatter_for("json" if log_format == "json" else "console", sys.stderr))
+        configure_structlog()
+    else:
+        handler.setFormatter(_OneLine())
+    return handler
+
+
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {record.getMessage()}"
-
-
-class _ToStandardError(logging.Handler):
-    """Looks up standard error for every record: a live table replaces it for its time."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            sys.stderr.write(self.format(record) + "\n")
-        except Exception:  # noqa: BLE001 - as logging.StreamHandler does
-            self.handleError(record)
+        return f"{record.levelname.lower()}: {mask_text(record.getMessage())}"
 
 
 def _console(file: IO[str], width: int | None = None) -> Console:

@@ -57,6 +57,11 @@ LogLevel = Annotated[
     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
 ]
 
+LogFormat = Annotated[
+    Literal["auto", "json", "console"],
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+]
+
 
 def _default_data_dir() -> Path:
     if base := os.environ.get("XDG_DATA_HOME"):
@@ -102,6 +107,8 @@ class ConductorConfig(BaseSettings):
     redis: RedisConfig = Field(default_factory=RedisConfig)
     data_dir: Annotated[Path, AfterValidator(_expanded)] = Field(default_factory=_default_data_dir)
     log_level: LogLevel = "INFO"
+    log_format: LogFormat = "auto"
+    """auto: JSON from nodes, except in a terminal, and text from commands."""
     bus: BusConfig = Field(default_factory=BusConfig)
     work: WorkConfig = Field(default_factory=WorkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)

@@ -10,6 +10,12 @@ _USERINFO = re.compile(r"^(?P<start>[A-Za-z][A-Za-z0-9+.-]*://[^:@/]*):.*@", re.
 _SECRET_PARAMETER = re.compile(
     r"(?P<start>[?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE
 )
+# Bounded, for a text may be hostile: each "://" in it is looked at once, up to the limit.
+_USERINFO_IN_TEXT = re.compile(r"""(?P<start>://[^:@/\s"'<>]{0,256}):[^\s"'<>]{0,1024}@""")
+_SECRET_IN_TEXT = re.compile(
+    r"""(?P<start>[?&][^=&\s"'<>?]{0,64}?(?:password|passwd|secret|token)[^=&\s"'<>]{0,64}=)[^&\s"'<>]*""",
+    re.IGNORECASE,
+)
 
 
 def mask_url(url: str) -> str:
@@ -22,6 +28,14 @@ def mask_url(url: str) -> str:
     pieces = _PARTS.split(url)
     separators = [*_PARTS.findall(url), ""]
     return "".join(_mask_one(piece) + separator for piece, separator in zip(pieces, separators, strict=True))
+
+
+def mask_text(text: str) -> str:
+    """Hide the passwords of all URLs in a text, as `mask_url` does; in doubt too much of a word is hidden."""
+    if "://" not in text:
+        return text
+    text = _USERINFO_IN_TEXT.sub(rf"\g<start>:{MASK}@", text)
+    return _SECRET_IN_TEXT.sub(rf"\g<start>{MASK}", text)
 
 
 def shown(value: object) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError, PolicyViolationError
 from conductor.core.fields import utc_now
+from conductor.core.log_ids import bound_ids
 from conductor.core.models import TaskResult, workflow_mark
 from conductor.orchestration.error_handler import ErrorAction, ErrorHandler
 from conductor.orchestration.policy_engine import Reservation
@@ -227,18 +228,19 @@ class AgentCoordinator:
 
     async def _try(self, agent: BaseAgent, task: TaskDefinition, attempt: int) -> TaskResult | None:
         """Run the task once; None when it is to be run again, after the wait before that."""
-        try:
-            result = await self._run(agent, task)
-        except AgentError as error:
-            if await self._to_retry(error, agent, task, attempt):
-                return None
-            raise
-        failure = _error_of(result)
-        if failure is None:
-            if self.error_handler is not None:
-                await self.error_handler.get_circuit_breaker(agent.agent_id).record_success()
-            return result
-        return None if await self._to_retry(failure, agent, task, attempt) else result
+        with bound_ids({"task_id": task.task_id, "agent_id": agent.agent_id}):
+            try:
+                result = await self._run(agent, task)
+            except AgentError as error:
+                if await self._to_retry(error, agent, task, attempt):
+                    return None
+                raise
+            failure = _error_of(result)
+            if failure is None:
+                if self.error_handler is not None:
+                    await self.error_handler.get_circuit_breaker(agent.agent_id).record_success()
+                return result
+            return None if await self._to_retry(failure, agent, task, attempt) else result
 
     async def _run(self, agent: BaseAgent, task: TaskDefinition) -> TaskResult:
         try:

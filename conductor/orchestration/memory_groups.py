@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from conductor.core.log_ids import current_message
 from conductor.core.messages import AgentMessage
 from conductor.orchestration.groups import Trial, dead_letter, delivered_copy, verdict
 
@@ -124,6 +125,7 @@ class MemoryGroup:
         message = delivered_copy(item.body, item.trial)
         if message.is_expired() or self._is_repetition(member, item):
             return
+        current_message.set(message)  # for the rest of this task, which is about it
         try:
             await member.callback(message)
         except asyncio.CancelledError as error:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticSerializationError
 from conductor.core.channels import DLQ, compile_pattern, validate_channel, validate_pattern
 from conductor.core.dead_letters import DeadLetter, announcement
 from conductor.core.exceptions import MessageBusError
+from conductor.core.log_ids import current_message
 from conductor.core.messages import AgentMessage
 from conductor.core.retry import RetryPolicy
 from conductor.orchestration.groups import check_membership
@@ -150,6 +151,7 @@ def check_callback(callback: Callback) -> None:
 
 async def run_callback(callback: Callback, channel: str, message: AgentMessage) -> None:
     """Await `callback`; its failure is logged with the message's id and goes no further."""
+    token = current_message.set(message)
     try:
         await callback(message)
     except Exception:
@@ -159,6 +161,8 @@ async def run_callback(callback: Callback, channel: str, message: AgentMessage) 
             channel,
             message.message_id,
         )
+    finally:
+        current_message.reset(token)
 
 
 class InMemoryMessageBus(MessageBus):

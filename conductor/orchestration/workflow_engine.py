@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from conductor.core.enums import TaskStatus, WorkflowPhase
 from conductor.core.exceptions import ConfigurationError, StateError, WorkflowError
+from conductor.core.log_ids import bound_ids
 from conductor.core.state import WorkflowState
 from conductor.orchestration.message_bus import MessageBus
 from conductor.orchestration.policy_engine import PolicyEngine
@@ -206,13 +207,14 @@ class WorkflowEngine:
 
     async def _supervise(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowState:
         """Do the work until it ends, or the run has to be ended; give the final state."""
-        reason = await run.interruption()
-        if reason is None:
-            reason = await self._work(run, work)
-        else:
-            work.close()
-        if reason is not None:
-            await run.interrupt(reason)
+        with bound_ids({"workflow_id": run.ledger.state.workflow_id}):
+            reason = await run.interruption()
+            if reason is None:
+                reason = await self._work(run, work)
+            else:
+                work.close()
+            if reason is not None:
+                await run.interrupt(reason)
         return run.ledger.state
 
     async def _work(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowError | None:

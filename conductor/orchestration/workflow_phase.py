@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import WorkflowError
 from conductor.core.fields import utc_now
+from conductor.core.log_ids import bound_ids
 from conductor.orchestration.workflow_ledger import failed, not_run
 from conductor.orchestration.workflow_progress import ended, id_in_round
 
@@ -81,6 +82,10 @@ class PhaseTasks:
         return any(result.status is not TaskStatus.COMPLETED for result in results)
 
     async def _do(self, task: TaskDefinition) -> None:
+        with bound_ids({"task_id": task.task_id}):
+            await self._carry_out(task)
+
+    async def _carry_out(self, task: TaskDefinition) -> None:
         ledger = self._ledger
         obstacle = ledger.plan.obstacle(task, ledger.state.task_results)
         if obstacle is not None:
