@@ -1,10 +1,12 @@
 """The programs in docs/agents.md do what it says."""
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,12 +55,16 @@ def test_a_program_gets_the_model_and_a_witness_has_heard_of_it(
 def test_a_line_of_the_log_looks_like_that(here: Path, data: Path) -> None:
     asked = ["--agent", "line_lengths-1", "--input", f"project={here}"]
     assert conductor(data, "dispatch", *asked).returncode == 0
-    line = re.compile(
-        r"\[[^]]* INFO/ForkPoolWorker-1\] \[agent line_lengths-1, task [-0-9a-f]{36}\] \d+ files read"
-    )
-    assert line.search(TEXT)
-    log = data / "logs" / "line_lengths-1.log"
-    wait_until_sync(lambda: line.search(log.read_text()))
+    [shown] = [json.loads(line) for line in TEXT.splitlines() if line.startswith('{"timestamp"')]
+
+    def written() -> list[dict[str, Any]]:
+        lines = map(json.loads, (data / "logs" / "line_lengths-1.log").read_text().splitlines())
+        return [line for line in lines if line["event"].endswith(" files read")]
+
+    line = wait_until_sync(written)[-1]
+    assert list(line) == list(shown)
+    changing = ("timestamp", "message_id", "task_id", "node", "event")
+    assert {**line, **{name: shown[name] for name in changing}} == shown
 
 
 def test_its_tests_pass_as_a_user_runs_them(here: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "data_dir": tmp_path / "data-home" / "conductor",
         "log_level": "INFO",
+        "log_format": "auto",
         "bus": {"buffer_size": 65536, "publish_timeout": 10.0, "connect_timeout": 5.0},
         "work": {
             "visibility_timeout": 15.0,

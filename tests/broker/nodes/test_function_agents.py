@@ -1,6 +1,7 @@
 """Agents made of functions, on real nodes of both brokers."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -102,9 +103,11 @@ async def test_a_task_whose_id_is_no_name_of_a_channel_is_done_all_the_same(
 async def test_all_lines_of_a_task_have_its_ids(conductor: Conductor, node: AgentNode) -> None:
     task = measure.task(Text(text="x"), metadata={"workflow_id": "w-1"})
     await (await conductor.dispatch(task, node.agent_id)).result(30)
-    start = f"[agent {node.agent_id}, task {task.task_id}, workflow w-1] this is"
-    assert f"{start} my log\n" in node.logs()
-    assert f"{start} a library\n" in node.logs()
+    lines = [json.loads(line) for line in node.logs().splitlines()]
+    ids = {"agent_id": node.agent_id, "task_id": task.task_id, "workflow_id": "w-1"}
+    said = [line["event"] for line in lines if ids.items() <= line.items()]
+    assert "this is my log" in said
+    assert "this is a library" in said
 
 
 async def test_what_nobody_waits_for_any_more_is_cancelled(
