@@ -22,12 +22,14 @@ from conductor.core.config import ConductorConfig, load_config
 from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
 from conductor.core.fields import new_id, utc_now
+from conductor.core.tracing import ended_in
+from conductor.core.tracing_setup import configure_tracing
 from conductor.orchestration.policy_factory import build_policy_engine
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from types import TracebackType
 
     from conductor.broker.result_listener import FollowedTask
@@ -73,6 +75,7 @@ class Conductor:
         self._embedded: EmbeddedServer | None = None
         self._addresses: Addresses | None = None
         self._parts: _Parts | None = None
+        self._flush_spans: Callable[[], Any] | None = None
 
     @property
     def config(self) -> ConductorConfig:
@@ -119,6 +122,7 @@ class Conductor:
             return
         try:
             addresses = await self._find_servers()
+            self._flush_spans = await asyncio.to_thread(configure_tracing, self._config.tracing)
             parts = _Parts(self._config, addresses)
             if self._policy_engine is not None:
                 parts.admission = Admission(
@@ -138,6 +142,8 @@ class Conductor:
                 await parts.close()
         finally:
             await self._stop_embedded()
+            if self._flush_spans is not None:
+                await asyncio.to_thread(self._flush_spans)
 
     async def dispatch(
         self,
@@ -244,9 +250,10 @@ class Conductor:
         return followed.ended.result()
 
     async def _follow(self, handle: TaskHandle, task: TaskDefinition, agent_timeout: float) -> TaskResult:
-        while not await handle.ends_within(LOOK_INTERVAL):
-            await self._require_agent(task, agent_timeout)
-        return await handle.result()
+        with handle.waiting() as span:
+            while not await handle.ends_within(LOOK_INTERVAL):
+                await self._require_agent(task, agent_timeout)
+            return ended_in(span, handle.ended())
 
     async def living_agents(self, agent_type: str | None = None) -> list[AgentState]:
         """List the agents whose nodes have sent a heartbeat lately."""

@@ -17,6 +17,7 @@ from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
 from conductor.core.models import AgentIdentity, TaskDefinition, TaskResult, workflow_mark
 from conductor.core.state import AgentState
+from conductor.core.tracing import ended_in, span_of, task_attributes
 from conductor.core.wording import error_text
 
 if TYPE_CHECKING:
@@ -140,9 +141,11 @@ class BaseAgent(ABC):
         of the agent's own. Anything else that goes wrong is a FAILED result, with error_type, error_code and
         traceback in `metadata["error"]`.
         """
-        async with entered(TaskContext(self, task, self._task_logger())):
-            await self._require_valid(task)
-            return await self._carry_out(task)
+        attributes = {**task_attributes(task), "conductor.agent.id": self.agent_id}
+        with span_of(f"execute {task.name}", "internal", attributes) as span:
+            async with entered(TaskContext(self, task, self._task_logger())):
+                await self._require_valid(task)
+                return ended_in(span, await self._carry_out(task))
 
     async def handle_message(self, message: AgentMessage) -> AgentMessage | None:
         """React to a message: give the TASK_RESULT for a TASK_ASSIGNMENT, else None.

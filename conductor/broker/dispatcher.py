@@ -22,11 +22,12 @@ from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
 from conductor.broker.task_sender import TaskSender, broker_unavailable
 from conductor.broker.tasks import EXECUTE_TASK
-from conductor.broker.transport import kombu_connection, limit_reading
+from conductor.broker.transport import kombu_connection, limit_reading, system_of
 from conductor.broker.unclaimed import MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import AgentError, ConductorError, StateError
 from conductor.core.fields import utc_now
+from conductor.core.tracing import current_headers, span_of, task_attributes
 from conductor.store.endpoint import read_url
 from conductor.store.link import Link
 
@@ -135,7 +136,11 @@ class Dispatcher:
         expires: float | None = None,
     ) -> None:
         try:
-            await self._sender.send(EXECUTE_TASK, self._message(task, run, expires), queue)
+            with span_of(f"dispatch {task.name}", "producer", self._attributes(task, run, queue)):
+                message = self._message(task, run, expires)
+                followed.name, followed.trace = task.name, current_headers()
+                message.headers.update(followed.trace)
+                await self._sender.send(EXECUTE_TASK, message, queue)
         except asyncio.CancelledError:
             self._listener.forget(followed)
             with contextlib.suppress(ConductorError):  # The message may be on its way.
@@ -223,6 +228,15 @@ class Dispatcher:
                 task.task_id,
                 "TASK_ALREADY_DISPATCHED",
             )
+
+    def _attributes(self, task: TaskDefinition, run: str, queue: Any) -> dict[str, Any]:
+        return {
+            "messaging.system": system_of(self._broker_url),
+            "messaging.operation.type": "send",
+            "messaging.destination.name": queue.name,
+            "messaging.message.id": run,
+            **task_attributes(task),
+        }
 
     def _message(self, task: TaskDefinition, run: str, expires: float | None) -> Any:
         return self._app.amqp.as_task_v2(

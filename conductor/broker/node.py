@@ -19,8 +19,11 @@ from conductor.broker.node_logging import NodeLogging
 from conductor.broker.node_spec import CELERY_DEFAULT_NAME, NodeSpec, plan_node
 from conductor.broker.node_transport import node_transport_name
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.tracing_setup import check_tracing, configure_tracing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conductor.broker.app import ConductorApp
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ class NodeWorker(Worker):  # type: ignore[misc]
     app: ConductorApp
     spec: NodeSpec
     host: AgentHost | None = None
+    _flush_spans: Callable[[], Any] | None = None
     listening: bool
     """Whether the node hears requests to its agents."""
 
@@ -53,6 +57,7 @@ class NodeWorker(Worker):  # type: ignore[misc]
         name, _, machine = (hostname or "").partition("@")
         try:
             self.addresses = app.addresses
+            check_tracing(app.config.tracing)
             self.spec = plan_node(
                 app.config, app.agents, agent, name if name != CELERY_DEFAULT_NAME else None
             )
@@ -87,12 +92,15 @@ class NodeWorker(Worker):  # type: ignore[misc]
                 logger.debug("the next task could not be fetched", exc_info=True)
 
     def _on_child_start(self, **_: Any) -> None:
+        self._flush_spans = configure_tracing(self.app.config.tracing, self.hostname)
         self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())
         self.host.start()
 
     def _on_child_end(self, **_: Any) -> None:
         if self.host is not None:
             self.host.stop()
+        if self._flush_spans is not None:
+            self._flush_spans()
 
 
 def _check_options(options: dict[str, Any]) -> None:

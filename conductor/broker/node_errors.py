@@ -15,6 +15,7 @@ from conductor.core.enums import MessageType, Priority, TaskStatus
 from conductor.core.exceptions import ConductorError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
+from conductor.core.tracing import add_event
 from conductor.orchestration.error_handler import ErrorAction, decide
 
 if TYPE_CHECKING:
@@ -155,6 +156,10 @@ class ErrorDesk:
 
     async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:
         letter = task_letter(run.original(), result, fate)
+        add_event(
+            "conductor.dead_letter",
+            {"conductor.dead_letter.id": fate.letter_id, "conductor.dead_letter.reason": fate.reason.value},
+        )
         await asyncio.to_thread(self._letters.send, letter)
         if fate.escalated:
             await self._escalate(run, result)
@@ -168,6 +173,7 @@ class ErrorDesk:
         if not await self._records.retry(run, breaker, failure, start, first):
             return failure
         seconds = self._config.retry.calculate_delay(start.attempt)
+        add_event("conductor.retry", {"conductor.retry.delay_seconds": seconds})
         logger.info("Task %s is tried again in %.2f s: %s", run.task_id, seconds, failure)
         return Retry(seconds, failure)
 

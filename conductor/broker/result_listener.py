@@ -35,6 +35,9 @@ class FollowedTask:
         self.state: str = states.PENDING
         self.ended: asyncio.Future[TaskResult] = asyncio.get_running_loop().create_future()
         self.subscribed = asyncio.Event()
+        self.name = ""
+        self.trace: dict[str, str] = {}
+        """The headers of the span that dispatched it, if there was one."""
 
 
 class ResultListener:

@@ -48,6 +48,17 @@ class TaskFailed(Exception):  # noqa: N818 - Celery and Flower show the name to 
         return f"TaskFailed({self.args[0]!r})"
 
     @property
+    def error_code(self) -> str:
+        """The code of the error, where the outcome has one."""
+        metadata, payload = self.outcome.get("metadata"), self.outcome.get("payload")
+        error = metadata.get("error") if isinstance(metadata, dict) else None
+        for found in (error, payload):
+            code = found.get("error_code") if isinstance(found, dict) else None
+            if isinstance(code, str):
+                return code
+        return "TASK_FAILED"
+
+    @property
     def agent_traceback(self) -> str | None:
         """The traceback of the agent, if it has one."""
         return str(self.__cause__.args[0]) if isinstance(self.__cause__, AgentTraceback) else None

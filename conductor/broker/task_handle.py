@@ -9,9 +9,13 @@ from celery import states
 
 from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import ConductorError
+from conductor.core.tracing import HERE, ended_in, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+
+    from opentelemetry.trace import Span
 
     from conductor.broker.result_listener import FollowedTask
     from conductor.core.models import TaskResult
@@ -56,10 +60,25 @@ class TaskHandle:
         After `timeout` seconds: ConductorError, code TASK_TIMEOUT, which says so where nobody is there to do
         the task. The task goes on, and may be waited for again.
         """
-        if await self.ends_within(timeout):
-            return self._followed.ended.result()
+        with self.waiting() as span:
+            if await self.ends_within(timeout):
+                return ended_in(span, self._followed.ended.result())
+            raise await self._not_ended(timeout)
+
+    def waiting(self) -> AbstractContextManager[Span | None]:
+        """Be in the span of who waits for the result, in the trace of the dispatch."""
+        followed = self._followed
+        attributes = {"messaging.operation.type": "receive", "conductor.task.id": self.task_id}
+        parent = followed.trace or HERE
+        return span_of(f"result {followed.name or 'task'}", "consumer", attributes, parent)
+
+    def ended(self) -> TaskResult:
+        """Give the result of a task that has ended."""
+        return self._followed.ended.result()
+
+    async def _not_ended(self, timeout: float | None) -> ConductorError:
         hint = await self._hint() if self._hint and self.status() is TaskStatus.PENDING else ""
-        raise ConductorError(
+        return ConductorError(
             f"Task {self.task_id} has not ended within {timeout:g} s: it is {self.status().value} and goes "
             f"on.{hint and f' {hint}'}",
             "TASK_TIMEOUT",

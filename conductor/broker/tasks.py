@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
+from celery.exceptions import Retry as Retried
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
@@ -15,9 +16,11 @@ from conductor.broker.node_errors import Later, Retry
 from conductor.broker.node_intake import DEFAULT_LIMIT, HANDLE_MESSAGE
 from conductor.broker.records import Run
 from conductor.broker.results import TaskFailed, assigned_task_id
+from conductor.broker.transport import system_of
 from conductor.core.exceptions import ConductorError, MessageBusError, StateError
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload
 from conductor.core.models import TaskDefinition
+from conductor.core.tracing import code_of, find_tracing, task_attributes, trace_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +57,7 @@ def execute_task(
     A FAILED one is raised as TaskFailed, which makes the Celery task a FAILURE.
     """
     host, this = _host(self), Run.of(self.request, run or self.request.id)
-    with _delivered_again():
+    with _in_span(self, this, task), _delivered_again():
         try:
             definition = TaskDefinition.model_validate(task)
         except ValidationError as error:
@@ -76,7 +79,7 @@ def handle_message(
     `reply_to` is done as by `execute_task`.
     """
     host, this = _host(self), Run.of(self.request, run or self.request.id)
-    with _delivered_again():
+    with _in_span(self, this, message), _delivered_again():
         try:
             request = AgentMessage.model_validate(message)
         except ValidationError as error:
@@ -89,6 +92,51 @@ def handle_message(
             return _told(self, host.carry_out(this, agent_id, request, task))
         seconds = (self.request.timelimit or (None, None))[1] or DEFAULT_LIMIT
         return _told(self, host.answer(this, agent_id, request, reply_to, seconds))
+
+
+@contextmanager
+def _in_span(task: Task, run: Run, given: dict[str, Any] | None) -> Iterator[None]:
+    """Be in the span of one try at a task, below whatever sent it; nothing where there is no tracing."""
+    tracing = find_tracing()
+    if tracing is None:
+        yield
+        return
+    name, attributes = _described(given)
+    attributes |= {
+        "messaging.system": system_of(task.app.addresses.broker_url),
+        "messaging.operation.type": "process",
+        "messaging.destination.name": run.queue,
+        "messaging.message.id": run.run_id,
+        "conductor.node": run.node,
+        "conductor.attempt": run.retries + 1,
+        "conductor.redelivered": run.redelivered,
+    }
+    ended: Ignore | Retried | None = None
+    with tracing.span(f"process {name}", "consumer", attributes, trace_headers(task.request.headers)) as span:
+        try:
+            yield
+        except Ignore as error:
+            ended = error  # It is filed elsewhere how.
+        except Retried as error:
+            ended = error
+            tracing.fail(span, code_of(error.exc))
+    if ended is not None:
+        raise ended
+
+
+def _described(given: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Give the name of what a message holds, and the attributes for it; it may be anything."""
+    try:
+        message = AgentMessage.model_validate(given) if "payload" in (given or {}) else None
+        task = given if message is None else message.payload.get("task")
+        attributes = task_attributes(TaskDefinition.model_validate(task))
+    except ValidationError:
+        attributes = {}
+    else:
+        return attributes["conductor.task.name"], attributes
+    if message is None:
+        return "task", attributes
+    return message.message_type.value, {"messaging.message.conversation_id": message.correlation_id}
 
 
 @contextmanager

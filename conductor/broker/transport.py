@@ -304,6 +304,11 @@ def scheme_of(url: str) -> str:
     return scheme
 
 
+def system_of(url: str) -> str:
+    """Name the kind of the broker at `url`, as spans have it."""
+    return "rabbitmq" if is_rabbitmq(url) else "redis"
+
+
 def is_rabbitmq(url: str) -> bool:
     """Whether the broker at `url` is RabbitMQ; else it is a Redis or Valkey."""
     return scheme_of(url) in AMQP_TRANSPORTS

@@ -16,6 +16,7 @@ import typer
 from conductor.cli.output import complain, configure_logging
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.exceptions import ConductorError, ConfigurationError
+from conductor.core.tracing_setup import configure_tracing
 
 FAILED, WRONG_USE = 1, 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,6 +65,7 @@ def execute(settings: Settings, work: Work, *, ends_with_signal: bool = False) -
 def _prepare(settings: Settings) -> ConductorConfig:
     config = load_config(settings.config_file)
     configure_logging(config.log_level, config.log_format, verbose=settings.verbose)
+    configure_tracing(config.tracing)  # What it exports is flushed when the interpreter ends.
     return config
 
 

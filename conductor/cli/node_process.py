@@ -31,8 +31,8 @@ def node_environment(
 ) -> dict[str, str]:
     """The environment that gives a node exactly our configuration, wherever ours came from.
 
-    The working directory, and `path`, are on the path of a node whose agent is named as package.module:Class,
-    and of no other: a directory `workers` of the user's must not be taken for ours.
+    The working directory, and `path`, are on the path of a node whose agent, or exporter of spans, is
+    package.module:name, and of no other: a directory `workers` of the user's must not be taken for ours.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
     node = config.node.model_copy(update={"agent": None, "agent_id": None})
@@ -45,8 +45,9 @@ def node_environment(
     env["CONDUCTOR_BUS"] = config.bus.model_dump_json()
     env["CONDUCTOR_WORK"] = config.work.model_dump_json()
     env["CONDUCTOR_ERRORS"] = config.errors.model_dump_json()
+    env["CONDUCTOR_TRACING"] = config.tracing.model_dump_json(exclude_none=True)
     env["CONDUCTOR_NODE"] = node.model_dump_json(exclude_none=True)
-    if ":" in agent:
+    if ":" in agent or ":" in config.tracing.exporter:
         places = [*path, str(Path.cwd()), env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     return env

@@ -27,6 +27,7 @@ from conductor.core.config_sections import (
     NodeConfig,
     PolicySetting,
     RedisConfig,
+    TracingConfig,
     Url,
     WorkConfig,
     masked,
@@ -41,6 +42,7 @@ __all__ = [
     "NodeConfig",
     "PolicySetting",
     "RedisConfig",
+    "TracingConfig",
     "WorkConfig",
     "load_config",
     "mask_url",
@@ -113,6 +115,7 @@ class ConductorConfig(BaseSettings):
     work: WorkConfig = Field(default_factory=WorkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
     errors: ErrorsConfig = Field(default_factory=ErrorsConfig)
+    tracing: TracingConfig = Field(default_factory=TracingConfig)
     policies: list[PolicySetting] = Field(default_factory=list)
     """What a Conductor asks before it dispatches a task, in this order."""
     _origin: _Origin = PrivateAttr(default_factory=_Origin)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from conductor.core.fields import NonEmptyStr
 from conductor.core.retry import RetryPolicy
@@ -93,6 +93,26 @@ class NodeConfig(Section):
     """An agent known to workers ("coding"), or "package.module:Class"."""
     agent_id: NonEmptyStr | None = None
     heartbeat_interval: Seconds = 2.0
+
+
+class TracingConfig(Section):
+    """Where spans of OpenTelemetry go."""
+
+    exporter: NonEmptyStr = "none"
+    """none, otlp (HTTP), console (standard error), or "package.module:function" that gives a SpanExporter."""
+    endpoint: Url | None = None
+    """Of the collector; None: as OpenTelemetry's environment variables say, else http://localhost:4318."""
+    service_name: NonEmptyStr = "conductor"
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """The part of the traces that begin here that is recorded."""
+
+    @field_validator("exporter")
+    @classmethod
+    def _is_known(cls, exporter: str) -> str:
+        module, colon, name = exporter.partition(":")
+        if exporter in ("none", "otlp", "console") or (colon and module and name):
+            return exporter
+        raise ValueError(f"{exporter!r} is none of 'none', 'otlp', 'console' and package.module:function")
 
 
 class BreakerConfig(Section):

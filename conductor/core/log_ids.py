@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from conductor.core.messages import AgentMessage
 
@@ -23,7 +24,11 @@ _WORDS = {"agent": "agent_id", "task": "task_id", "workflow": "workflow_id", "me
 _NOT_IN_A_LINE = re.compile(r"[%\s\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ID_LIMIT = 200
 
-_bound: ContextVar[Mapping[str, str]] = ContextVar("conductor_log_ids", default=MappingProxyType({}))
+_Bound = tuple[Mapping[str, str], "AgentMessage | None"]
+_NOTHING: _Bound = (MappingProxyType({}), None)
+
+#: Ids, and the message whose callback bound them: those of who subscribed or published are not its own.
+_bound: ContextVar[_Bound] = ContextVar("conductor_log_ids", default=_NOTHING)
 current_message: ContextVar[AgentMessage | None] = ContextVar("conductor_log_message", default=None)
 """The message whose callback runs here; its ids are looked at only where a line is written."""
 
@@ -33,8 +38,8 @@ def current_ids() -> dict[str, str]:
 
     For threads that holds where they were given the context, as `asyncio.to_thread` does.
     """
-    ids = dict(_bound.get())
     message = current_message.get()
+    ids = dict(_bound_under(message))
     if message is not None:
         ids["message_id"] = message.message_id
         if message.correlation_id is not None:
@@ -45,11 +50,18 @@ def current_ids() -> dict[str, str]:
 @contextmanager
 def bound_ids(ids: Mapping[str, str | None]) -> Iterator[None]:
     """Have lines written here carry these ids, beside those that are bound already; None says nothing."""
-    token = _bound.set({**_bound.get(), **{name: value for name, value in ids.items() if value is not None}})
+    message = current_message.get()
+    given = {name: value for name, value in ids.items() if value is not None}
+    token = _bound.set(({**_bound_under(message), **given}, message))
     try:
         yield
     finally:
         _bound.reset(token)
+
+
+def _bound_under(message: AgentMessage | None) -> Mapping[str, str]:
+    ids, bound_by = _bound.get()
+    return ids if bound_by is message else _NOTHING[0]
 
 
 def in_words(ids: Mapping[str, str | None]) -> str:

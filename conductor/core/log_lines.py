@@ -23,6 +23,7 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 
 from conductor.core.log_ids import IDS, StandardError, current_ids
+from conductor.core.tracing import current_trace
 from conductor.core.urls import mask_text
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class LineFormatter(ProcessorFormatter):
         record: logging.LogRecord = event["_record"]
         given = vars(record) if not event["_from_structlog"] else {**vars(record), **event}
         extra = {name: value for name, value in given.items() if name not in _NO_FIELDS}
-        ids = {**self._known(record), **current_ids()}
+        ids = {**self._known(record), **current_ids(), **current_trace()}
         ids |= {name: extra.pop(name) for name in IDS if extra.get(name) is not None}
         for name in (*_OURS, *ids):
             if name in extra and not (name == "event" and event["_from_structlog"]):

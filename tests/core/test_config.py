@@ -55,6 +55,12 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "node": {"agent": None, "agent_id": None, "heartbeat_interval": 2.0},
         "policies": [],
+        "tracing": {
+            "exporter": "none",
+            "endpoint": None,
+            "service_name": "conductor",
+            "sample_ratio": 1.0,
+        },
         "errors": {
             "retry": RetryPolicy().model_dump(),
             "breaker": {"failure_threshold": 5, "recovery_timeout": 60.0, "success_threshold": 2},

@@ -53,6 +53,9 @@ class ObedientAgent(BaseAgent):
     async def _do_echo(self, orders: dict[str, Any]) -> dict[str, Any]:
         return {"echo": orders.get("say"), "pid": os.getpid()}
 
+    async def _do_modules(self, orders: dict[str, Any]) -> dict[str, Any]:
+        return {"modules": [name for name in sys.modules if name.startswith(orders["beginning"])]}
+
     async def _do_sleep(self, orders: dict[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(orders["seconds"])
         return {"slept": orders["seconds"]}
