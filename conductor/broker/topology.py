@@ -17,15 +17,13 @@ a topic and a direct exchange.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombu import Exchange, Queue
 
 from conductor.core.channels import is_pattern, validate_name
+from conductor.core.enums import AgentType
 from conductor.core.exceptions import MessageBusError
-
-if TYPE_CHECKING:
-    from conductor.core.enums import AgentType
 
 REDIS, AMQP = "redis", "amqp"
 
@@ -115,6 +113,12 @@ def agent_of_queue(name: str) -> str | None:
     except MessageBusError:
         return None
     return agent_id
+
+
+def type_of_queue(name: str) -> AgentType | None:
+    """Give the type of agents whose tasks are in the queue of this name; None for any other name."""
+    kind = name.removeprefix(_TYPE_QUEUE_PREFIX)
+    return AgentType(kind) if kind != name and kind in set(AgentType) else None
 
 
 def dead_letter_queue() -> Queue:
