@@ -16,12 +16,12 @@ from conductor.broker.admission import Admission
 from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dispatcher import CANCELLED, UNKNOWN, Dispatcher, is_run_for
 from conductor.broker.kombu_bus import configured_bus
+from conductor.broker.liveness import heartbeat_limit, lives
 from conductor.broker.results import cancelled
 from conductor.broker.task_handle import TaskHandle
 from conductor.core.config import ConductorConfig, load_config
-from conductor.core.enums import AgentStatus
 from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
-from conductor.core.fields import new_id, utc_now
+from conductor.core.fields import new_id
 from conductor.core.tracing import ended_in
 from conductor.core.tracing_setup import configure_tracing
 from conductor.orchestration.policy_factory import build_policy_engine
@@ -48,9 +48,6 @@ T = TypeVar("T")
 
 #: Seconds after which `dispatch_task` looks whether an agent is still there.
 LOOK_INTERVAL = 5.0
-#: Seconds an agent may miss beyond three heartbeats before it counts as gone.
-HEARTBEAT_SLACK = 5.0
-
 #: Seconds that a task may wait for an agent at most: a year.
 MAX_EXPIRY = 366 * 86400
 
@@ -257,9 +254,9 @@ class Conductor:
 
     async def living_agents(self, agent_type: str | None = None) -> list[AgentState]:
         """List the agents whose nodes have sent a heartbeat lately."""
-        limit = 3 * self._config.node.heartbeat_interval + HEARTBEAT_SLACK
+        limit = heartbeat_limit(self._config)
         known = await self.state.list_agent_states(agent_type=agent_type)
-        return [agent for agent in known if _lives(agent, limit)]
+        return [agent for agent in known if lives(agent, limit)]
 
     async def forget_agents(self, agent_ids: Iterable[str]) -> None:
         """Delete what agents leave whose nodes have ended for good: their states and queues.
@@ -388,9 +385,3 @@ def _reservation_of(task: TaskDefinition) -> str:
     """Name what a workflow reserves for a task, whichever of its engines does."""
     whose = f"{task.metadata.get('workflow_id')} {task.task_id}"
     return hashlib.sha256(whose.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _lives(agent: AgentState, limit: float) -> bool:
-    if agent.last_heartbeat is None or agent.status in (AgentStatus.CANCELLED, AgentStatus.FAILED):
-        return False
-    return (utc_now() - agent.last_heartbeat).total_seconds() < limit

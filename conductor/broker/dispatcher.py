@@ -119,12 +119,13 @@ class Dispatcher:
         followed = await self._listener.attach(task.task_id)
         # Its last part is the id under which policies know it.
         new = f"{_run_prefix(task)}{uuid.uuid4().hex}:{run.rpartition(':')[2]}"
-        record = pending_record(task.task_id, EXECUTE_TASK, new)
+        queue = _queue_of(task, None)
+        record = pending_record(task.task_id, EXECUTE_TASK, new, task.name, queue.name)
         arguments = [run, record, self._config.redis.result_expires_seconds]
         key = record_key(task.task_id)
         if not await self._link.run(["EVAL", script("supersede_task"), 1, key, *arguments]):
             return followed, run
-        await self._send(task, new, _queue_of(task, None), followed)
+        await self._send(task, new, queue, followed)
         return followed, new
 
     async def _send(
@@ -215,7 +216,7 @@ class Dispatcher:
     async def _open_record(self, task: TaskDefinition, run: str, agent_id: str | None) -> None:
         keys = [record_key(task.task_id), *self._missing.keys(agent_id)]
         arguments = [
-            pending_record(task.task_id, EXECUTE_TASK, run),
+            pending_record(task.task_id, EXECUTE_TASK, run, task.name, _queue_of(task, agent_id).name),
             self._config.redis.result_expires_seconds,
             *self._missing.arguments(agent_id),
         ]

@@ -35,8 +35,8 @@ def record_key(task_id: str) -> str:
     return f"{KEY_PREFIX}{task_id}"
 
 
-def pending_record(task_id: str, name: str, run: str) -> str:
-    """Write the record of a task that waits in a queue."""
+def pending_record(task_id: str, name: str, run: str, title: str = "", queue: str = "") -> str:
+    """Write the record of a task that waits in a queue; `title` is what its definition calls it."""
     return json.dumps(
         {
             "status": states.PENDING,
@@ -46,9 +46,18 @@ def pending_record(task_id: str, name: str, run: str) -> str:
             "date_done": None,
             "name": name,
             "kwargs": {"run": run},
+            "title": title,
+            "queue": queue,
             "task_id": task_id,
         }
     )
+
+
+def title_in(args: Any) -> str:
+    """Give the name of the task that a message's arguments define, if they do."""
+    task = args[0] if isinstance(args, list) and args else None
+    name = task.get("name") if isinstance(task, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +156,7 @@ class TaskRecords:
             "worker": run.node,
             "queue": run.queue,
             "kwargs": {"run": run.run_id},
+            "title": title_in(run.args),
             "task_id": run.task_id,
         }
         arguments: list[str | int] = [json.dumps(started), self._expires, run.retries, run.task_id]

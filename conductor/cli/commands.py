@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from conductor.cli import dead_letter_commands
+from conductor.cli import dead_letter_commands, looking_commands
 from conductor.cli.execution import Settings, execute
 from conductor.cli.options import Json
 from conductor.cli.output import Output
@@ -26,7 +26,8 @@ app = typer.Typer(
     help="Durable work for asyncio agents on Celery, Redis and RabbitMQ. "
     "Exit codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted.",
 )
-app.add_typer(dead_letter_commands.app, name="dlq")
+app.add_typer(dead_letter_commands.app, name="dlq", rich_help_panel=looking_commands.PANEL)
+app.add_typer(looking_commands.app)
 
 Type = Annotated[MessageType, typer.Option("--type", "-t", help="The message's type.")]
 Payload = Annotated[

@@ -1,0 +1,231 @@
+"""`conductor agents`, `workflows` and `tasks`."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.text import Text
+
+from conductor.broker.liveness import heartbeat_limit, lives
+from conductor.broker.task_list import TaskRecord, task_records, unfinished_tasks
+from conductor.cli.board import STYLES
+from conductor.cli.output import Output
+from conductor.cli.servers import running_servers
+from conductor.cli.status import agent_data, agents_table
+from conductor.cli.values import show_duration
+from conductor.cli.views import View, present, table_of
+from conductor.client import Conductor
+from conductor.core.config import ConductorConfig
+from conductor.core.enums import AgentStatus, AgentType, TaskStatus, WorkflowPhase
+from conductor.core.fields import utc_now
+from conductor.core.models import TaskResult
+from conductor.core.state import WorkflowState
+from conductor.orchestration.workflow_ledger import UNASSIGNED
+from conductor.store.link import Link
+from conductor.store.redis_state import RedisStateManager
+
+
+@dataclass(frozen=True)
+class Page:
+    """Which part of a long list."""
+
+    limit: int
+    offset: int
+
+
+async def list_agents(
+    config: ConductorConfig,
+    output: Output,
+    every: float | None,
+    agent_type: AgentType | None,
+    status: AgentStatus | None,
+    *,
+    only_alive: bool,
+) -> int:
+    """Show the agents, by their ids."""
+    limit = heartbeat_limit(config)
+    async with running_servers(config) as conductor:
+
+        async def look() -> View:
+            known = await conductor.state.list_agent_states(agent_type=agent_type, status=status)
+            agents = [(agent, lives(agent, limit)) for agent in sorted(known, key=lambda each: each.agent_id)]
+            if only_alive:
+                agents = [(agent, alive) for agent, alive in agents if alive]
+            data = [agent_data(agent, alive) for agent, alive in agents]
+            return View(data, [agents_table(agents)] if agents else [Text("no agents")])
+
+        return await present(output, look, every)
+
+
+async def list_workflows(
+    config: ConductorConfig,
+    output: Output,
+    every: float | None,
+    status: TaskStatus | None,
+    phase: WorkflowPhase | None,
+    page: Page,
+) -> int:
+    """Show the workflow runs, the newest first."""
+    async with running_servers(config) as conductor:
+
+        async def look() -> View:
+            found = await conductor.state.list_workflow_states(
+                status=status, current_phase=phase, limit=page.limit, offset=page.offset
+            )
+            table = table_of("workflow", "name", "status", "phase", "done", "failed", "age", "took")
+            for state in found:
+                table.add_row(
+                    state.workflow_id,
+                    name_of(state),
+                    _status(state.status),
+                    state.current_phase.value,
+                    str(state.completed_task_count),
+                    str(state.failed_task_count),
+                    ago(state.started_at),
+                    "-" if state.duration_seconds is None else f"{state.duration_seconds:.1f} s",
+                )
+            return View(
+                [workflow_data(state) for state in found], [table] if found else [Text("no workflows")]
+            )
+
+        return await present(output, look, every)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which tasks."""
+
+    status: TaskStatus | None
+    agent: str | None
+    workflow: str | None
+    page: Page
+
+
+async def list_tasks(config: ConductorConfig, output: Output, every: float | None, wanted: Wanted) -> int:
+    """Show the tasks: those that run, those that wait, then those that ended, the newest first."""
+    async with running_servers(config) as conductor:
+
+        async def look() -> View:
+            rows = await _tasks(conductor, wanted)
+            table = table_of("task", "name", "status", "agent or queue", "took", "ended", "error")
+            for row in rows:
+                table.add_row(
+                    row["task_id"],
+                    row["name"] or "-",
+                    _status(TaskStatus(row["status"])),
+                    row["agent_id"] or row["queue"] or "-",
+                    "-" if row["duration_seconds"] is None else f"{row['duration_seconds']:.1f} s",
+                    ago(datetime.fromisoformat(row["completed_at"])) if row["completed_at"] else "-",
+                    Text(" ".join((row["error"] or "").split()), no_wrap=True, overflow="ellipsis"),
+                )
+            return View(rows, [table] if rows else [Text("no tasks")])
+
+        return await present(output, look, every)
+
+
+async def _tasks(conductor: Conductor, wanted: Wanted) -> list[dict[str, Any]]:
+    link = link_of(conductor)
+    rows: list[dict[str, Any]] = []
+    if wanted.status in (None, TaskStatus.PENDING, TaskStatus.IN_PROGRESS):
+        going = await unfinished_tasks(link)
+        going.sort(key=lambda task: (task.status is not TaskStatus.IN_PROGRESS, task.queue, task.task_id))
+        rows += [_of_record(task) for task in going]
+    if wanted.status not in (TaskStatus.PENDING, TaskStatus.IN_PROGRESS):
+        # Filters that the store has no index for need all of it.
+        whole = wanted.agent is not None or wanted.workflow is not None
+        count = None if whole else wanted.page.limit + wanted.page.offset
+        results = await conductor.state.list_task_results(status=wanted.status, limit=count)
+        rows += [_of_result(result) for result in results]
+    begun = {row["task_id"] for row in rows if row["completed_at"] is None}
+    rows = [row for row in rows if row["completed_at"] is None or row["task_id"] not in begun]
+    rows = [row for row in rows if _is_wanted(row, wanted)]
+    rows = rows[wanted.page.offset : wanted.page.offset + wanted.page.limit]
+    await _add_names(conductor, rows)
+    return rows
+
+
+def _is_wanted(row: dict[str, Any], wanted: Wanted) -> bool:
+    return (
+        (wanted.status is None or row["status"] == wanted.status.value)
+        and (wanted.agent is None or wanted.agent in (row["agent_id"], row["queue"].rpartition(".")[2]))
+        and (wanted.workflow is None or row["workflow_id"] == wanted.workflow)
+    )
+
+
+async def _add_names(conductor: Conductor, rows: list[dict[str, Any]]) -> None:
+    nameless = [row for row in rows if not row["name"]]
+    records = await task_records(link_of(conductor), [row["task_id"] for row in nameless])
+    for row, record in zip(nameless, records, strict=True):
+        if record is not None:
+            row["name"], row["queue"] = record.name, record.queue
+
+
+def _of_record(task: TaskRecord) -> dict[str, Any]:
+    status = task.status or TaskStatus.PENDING
+    return {
+        "task_id": task.task_id,
+        "name": task.name,
+        "status": status.value,
+        "agent_id": task.agent_id if status is TaskStatus.IN_PROGRESS else "",
+        "queue": task.queue,
+        "workflow_id": task.workflow_id,
+        "retries": task.retries,
+        "started_at": None,
+        "completed_at": None,
+        "duration_seconds": None,
+        "error": None,
+    }
+
+
+def _of_result(result: TaskResult) -> dict[str, Any]:
+    ended = result.completed_at or result.started_at
+    return {
+        "task_id": result.task_id,
+        "name": "",
+        "status": result.status.value,
+        "agent_id": "" if result.agent_id == UNASSIGNED else result.agent_id,
+        "queue": "",
+        "workflow_id": str(result.metadata.get("workflow_id") or ""),
+        "retries": None,
+        "started_at": result.started_at.isoformat(),
+        "completed_at": ended.isoformat(),
+        "duration_seconds": result.duration_seconds,
+        "error": result.error_message,
+    }
+
+
+def link_of(conductor: Conductor) -> Link:
+    """Give the connection to the Redis of state and results."""
+    state = conductor.state
+    assert isinstance(state, RedisStateManager)
+    return state.link
+
+
+def workflow_data(state: WorkflowState) -> dict[str, Any]:
+    """Give what programs read of a workflow in a list."""
+    return {
+        "workflow_id": state.workflow_id,
+        "name": name_of(state),
+        "status": state.status.value,
+        "outcome": state.metadata.get("outcome"),
+        "current_phase": state.current_phase.value,
+        "started_at": state.started_at.isoformat(),
+        "completed_at": state.completed_at and state.completed_at.isoformat(),
+        "duration_seconds": state.duration_seconds,
+        "completed_tasks": state.completed_task_count,
+        "failed_tasks": state.failed_task_count,
+        "feedback_count": state.feedback_count,
+    }
+
+
+def name_of(state: WorkflowState) -> str:
+    definition = state.metadata.get("definition")
+    return str(definition.get("name", "")) if isinstance(definition, dict) else ""
+
+
+def _status(status: TaskStatus) -> Text:
+    return Text(status.value, STYLES.get(status, ""))
+
+
+def ago(moment: datetime) -> str:
+    return show_duration(max(0.0, (utc_now() - moment).total_seconds()))

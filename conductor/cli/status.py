@@ -1,0 +1,151 @@
+"""`conductor status`: whether everything is there, and what goes on."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from conductor.broker.addresses import Addresses, find_addresses, uses_embedded
+from conductor.broker.liveness import heartbeat_age
+from conductor.broker.overview import Overview, Server, look_around
+from conductor.cli.execution import FAILED
+from conductor.cli.output import Output
+from conductor.cli.servers import NOTHING_THERE
+from conductor.cli.views import View, present, table_of
+from conductor.core.config import ConductorConfig
+from conductor.core.exceptions import ConfigurationError
+from conductor.core.state import AgentState
+
+PROBLEM_STYLE, WARNING_STYLE, FINE_STYLE = "bold red", "yellow", "green"
+
+
+async def show_status(config: ConductorConfig, output: Output, every: float | None) -> int:
+    """Show it; 0 if nothing is wrong, 1 if something is."""
+
+    async def look() -> View:
+        try:
+            addresses = find_addresses(config)
+        except ConfigurationError as error:
+            if error.error_code not in NOTHING_THERE:
+                raise
+            return _nothing(error.message)
+        return _view(config, addresses, await look_around(config, addresses))
+
+    return await present(output, look, every)
+
+
+def _nothing(problem: str) -> View:
+    nobody = {"url": None, "reachable": False, "error": problem, "seconds": None}
+    data = {
+        "healthy": False,
+        "broker": nobody,
+        "backend": nobody,
+        "state": nobody,
+        "agents": [],
+        "queues": [],
+    }
+    data |= {"dead_letters": None, "breakers": {}, "problems": [problem], "warnings": []}
+    return View(data, [_line("problem", problem, PROBLEM_STYLE)], FAILED)
+
+
+def _view(config: ConductorConfig, addresses: Addresses, overview: Overview) -> View:
+    problems, warnings = overview.problems(), overview.warnings()
+    store = _server_data(overview.store)
+    data = {
+        "healthy": not problems,
+        "broker": _server_data(overview.broker),
+        "backend": store,
+        "state": store,
+        "agents": [agent_data(agent, overview.lives(agent)) for agent in overview.agents],
+        "queues": [
+            {"name": queue.name, "ready": queue.ready, "consumers": queue.consumers}
+            for queue in overview.queues
+        ],
+        "dead_letters": overview.dead_letters,
+        "breakers": {kind.value: state.value for kind, state in overview.breakers.items()},
+        "problems": problems,
+        "warnings": warnings,
+    }
+    parts: list[Table | Text] = [_servers(overview, embedded=uses_embedded(config))]
+    if overview.agents:
+        parts += [Text(), agents_table([(agent, overview.lives(agent)) for agent in overview.agents])]
+    if overview.queues:
+        parts += [Text(), _queues(overview)]
+    parts += [
+        Text(),
+        *(_line("problem", text, PROBLEM_STYLE) for text in problems),
+        *(_line("warning", text, WARNING_STYLE) for text in warnings),
+    ]
+    if not problems:
+        parts.append(Text("healthy", FINE_STYLE))
+    return View(data, parts, FAILED if problems else 0)
+
+
+def _server_data(server: Server) -> dict[str, Any]:
+    return {
+        "url": server.url,
+        "reachable": server.error is None,
+        "error": server.error,
+        "seconds": server.seconds and round(server.seconds, 4),
+    }
+
+
+def _servers(overview: Overview, *, embedded: bool) -> Table:
+    table = table_of("server", "where", "answer")
+    for name, server in (
+        ("broker", overview.broker),
+        ("backend", overview.store),
+        ("state", overview.store),
+    ):
+        where = f"{server.url} (embedded)" if embedded and server.url.startswith("redis") else server.url
+        answer = Text(f"{1000 * (server.seconds or 0):.0f} ms", FINE_STYLE)
+        table.add_row(name, where, answer if server.error is None else Text("none", PROBLEM_STYLE))
+    return table
+
+
+def agent_data(agent: AgentState, alive: bool) -> dict[str, Any]:
+    """Give what programs read of an agent."""
+    age = heartbeat_age(agent)
+    return {
+        "agent_id": agent.agent_id,
+        "agent_type": agent.agent_type.value,
+        "status": agent.status.value,
+        "alive": alive,
+        "heartbeat_age_seconds": None if age is None else round(age, 1),
+        "current_task_id": agent.current_task_id,
+        "completed": len(agent.completed_tasks),
+        "failed": len(agent.failed_tasks),
+        "errors": agent.error_count,
+        "node": agent.metadata.get("node"),
+    }
+
+
+def agents_table(agents: list[tuple[AgentState, bool]]) -> Table:
+    """Make the table of agents, each with whether it lives."""
+    table = table_of(
+        "agent", "type", "status", "heartbeat", "task", "done", "failed", right=("done", "failed")
+    )
+    for agent, alive in agents:
+        age = heartbeat_age(agent)
+        beat = "never" if age is None else f"{age:.0f} s ago"
+        table.add_row(
+            agent.agent_id,
+            agent.agent_type.value,
+            Text(agent.status.value, FINE_STYLE if alive else WARNING_STYLE),
+            Text(beat, "" if alive else WARNING_STYLE),
+            agent.current_task_id or "-",
+            str(len(agent.completed_tasks)),
+            str(len(agent.failed_tasks)),
+        )
+    return table
+
+
+def _queues(overview: Overview) -> Table:
+    table = table_of("queue", "waiting", right=("waiting",))
+    for queue in overview.queues:
+        table.add_row(queue.name, str(queue.ready))
+    return table
+
+
+def _line(word: str, text: str, style: str) -> Text:
+    return Text.assemble((f"{word}: ", style), text)

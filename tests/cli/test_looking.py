@@ -1,0 +1,292 @@
+"""`conductor status`, `agents`, `workflows`, `tasks` and `show`, on each kind of broker, with real nodes."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from conductor.cli.commands import app
+from tests.support.cli import COMMAND, Background, background, conductor, environment
+from tests.support.projects import write_files
+from tests.support.waiting import wait_until_sync
+
+AGENTS = """
+import asyncio
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from conductor import agent
+
+
+class Order(BaseModel):
+    say: str = ""
+    wait_for: Path | None = None
+
+
+@agent("coding")
+async def loud(data: Order) -> dict:
+    while data.wait_for and not data.wait_for.exists():
+        await asyncio.sleep(0.02)
+    if not data.say:
+        raise ValueError("nothing to say")
+    return {"said": data.say.upper()}
+"""
+
+WORKFLOW = """
+name: two words
+tasks:
+  - name: first
+    assigned_to: coding
+    input_data: {say: one}
+  - name: second
+    assigned_to: coding
+    input_data: {say: two}
+"""
+
+
+@dataclass
+class Place:
+    """A directory with a conductor.yaml, in which `conductor up` runs."""
+
+    directory: Path
+    up: Background
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    def run(self, *arguments: str, code: int | None = 0) -> str:
+        """Run a command in this process, which is quicker than one of its own; give what it wrote."""
+        place = {"CONDUCTOR_DATA_DIR": str(self.data), "COLUMNS": "120", "NO_COLOR": "1"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.directory)
+            done = CliRunner().invoke(app, arguments, env=place)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert code is None or done.exit_code == code, done.output
+        return done.stdout if code == 0 else done.output
+
+    def json(self, *arguments: str, code: int | None = 0) -> Any:
+        text = self.run(*arguments, "--json", code=code)
+        return json.loads(text[text.index("[" if text.startswith("[") else "{") :])
+
+
+@pytest.fixture(scope="module", params=["embedded", "valkey", "rabbitmq"])
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, valkey_url: str
+) -> Iterator[Place]:
+    directory = tmp_path_factory.mktemp(f"looking-{request.param}")
+    server = valkey_url.rpartition("/")[0]
+    settings = {
+        "embedded": "",
+        "valkey": f"broker_url: {server}/11\n",
+        "rabbitmq": "",
+    }[request.param]
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq_url")
+        settings = f"broker_url: {url}\nredis:\n  url: {server}/12\n"
+    write_files(directory, {"loud.py": AGENTS, "conductor.yaml": settings, "two.yaml": WORKFLOW})
+    with background(directory / "data", "up", "--agents", "loud:loud", "--json", cwd=directory) as up:
+        up.wait_for_event(event="ready")
+        yield Place(directory, up)
+
+
+@contextlib.contextmanager
+def busy(place: Place, name: str) -> Iterator[str]:
+    """A task that runs until the block is left; its id."""
+    go = place.directory / f"go-{name}"
+    said = place.json(
+        *["dispatch", "--agent", "loud-1", "--name", name, "--no-wait"],
+        *["-i", f"wait_for={go}", "-i", "say=x"],
+    )
+    task_id = said["task_id"]
+    try:
+        wait_until_sync(
+            lambda: place.json("show", "loud-1")["current_task_id"] == task_id, timeout=30, interval=0.1
+        )
+        yield task_id
+    finally:
+        go.touch()
+        wait_until_sync(
+            lambda: place.json("show", "loud-1")["current_task_id"] is None, timeout=30, interval=0.1
+        )
+
+
+def test_all_is_well(place: Place) -> None:
+    status = place.json("status")
+    assert (status["healthy"], status["problems"]) == (True, [])
+    for server in ("broker", "backend", "state"):
+        assert status[server]["reachable"]
+        assert status[server]["seconds"] > 0
+    assert "guest:guest" not in json.dumps(status)
+    [agent] = status["agents"]
+    assert (agent["agent_id"], agent["agent_type"], agent["alive"]) == ("loud-1", "coding", True)
+    assert 0 <= agent["heartbeat_age_seconds"] < 10
+    queues = {queue["name"]: queue for queue in status["queues"]}
+    assert queues["conductor.agent.loud-1"]["ready"] == 0
+    text = place.run("status")
+    assert text.rstrip().endswith("healthy")
+    assert "loud-1" in text
+    assert "conductor.type.coding" in text
+
+
+def test_what_waits_with_nobody_to_take_it_is_a_problem(place: Place) -> None:
+    place.run("dispatch", "--type", "deploying", "--no-wait")
+    status = place.json("status", code=1)
+    assert not status["healthy"]
+    [problem] = status["problems"]
+    assert problem == "1 task waits in conductor.type.deploying, and no agent that is running takes them"
+    assert problem in place.run("status", code=1)
+    [task] = [row for row in place.json("tasks", "--status", "pending") if row["name"] == "deploying task"]
+    assert (task["queue"], task["agent_id"]) == ("conductor.type.deploying", "")
+    with background(place.data, "up", "--agents", "deploying", "--json", cwd=place.directory) as more:
+        more.wait_for_event(event="ready")
+        wait_until_sync(lambda: place.json("status", code=None)["problems"] == [], timeout=30, interval=0.2)
+
+
+def test_tasks_are_seen_running_waiting_and_ended(place: Place) -> None:
+    place.run("dispatch", "--agent", "loud-1", "--name", "mute", code=1)
+    with busy(place, "running one") as running:
+        waiting = place.json(
+            *["dispatch", "--agent", "loud-1", "--name", "waiting one", "--no-wait", "-i", "say=y"]
+        )["task_id"]
+        rows = place.json("tasks")
+        assert [row["task_id"] for row in rows[:2]] == [running, waiting]
+        first, second = rows[:2]
+        assert (first["name"], first["status"], first["agent_id"]) == ("running one", "in_progress", "loud-1")
+        assert (second["name"], second["status"]) == ("waiting one", "pending")
+        assert second["queue"] == "conductor.agent.loud-1"
+        assert place.json("show", running)["status"] == "in_progress"
+        assert place.json("show", waiting)["status"] == "pending"
+        assert running in place.run("agents")
+        queues = {queue["name"]: queue["ready"] for queue in place.json("status")["queues"]}
+        # A node fetches the next task for its own agent while one runs.
+        assert queues["conductor.agent.loud-1"] in (0, 1)
+    wait_until_sync(lambda: place.json("show", waiting)["status"] == "completed", timeout=30, interval=0.1)
+    [mute, *_] = place.json("tasks", "--status", "failed", "--agent", "loud-1")
+    assert (mute["name"], mute["error"]) == ("mute", "ValueError: nothing to say")
+    assert {row["status"] for row in place.json("tasks", "--status", "completed")} == {"completed"}
+    assert len(place.json("tasks", "--limit", "1")) == 1
+    assert place.json("tasks", "--limit", "1", "--offset", "1") == place.json("tasks", "--limit", "2")[1:]
+
+
+def test_a_failed_task_is_shown_with_its_traceback_and_dead_letter(place: Place) -> None:
+    place.run("dispatch", "--agent", "loud-1", "--name", "silence", code=1)
+    row = next(row for row in place.json("tasks", "--status", "failed") if row["name"] == "silence")
+    shown = place.json("show", row["task_id"])
+    assert (shown["kind"], shown["name"], shown["status"]) == ("task", "silence", "failed")
+    letter = shown["dead_letter"]
+    assert (letter["task_id"], letter["reason"]) == (row["task_id"], "rejected")
+    text = place.run("show", row["task_id"][:12])
+    assert "ValueError: nothing to say" in text
+    assert "Traceback (most recent call last)" in text
+    assert letter["letter_id"] in text
+    assert place.json("show", letter["letter_id"])["kind"] == "dead_letter"
+    status = place.json("status", code=None)
+    assert status["dead_letters"] >= 1
+    assert any("see 'conductor dlq list'" in warning for warning in status["warnings"])
+
+
+def test_workflows_are_listed_and_shown(place: Place) -> None:
+    run = place.json("run", "two.yaml", "--id", f"run-{time.time_ns()}")
+    workflow_id = run["workflow_id"]
+    [row] = [row for row in place.json("workflows") if row["workflow_id"] == workflow_id]
+    assert (row["name"], row["status"], row["completed_tasks"]) == ("two words", "completed", 2)
+    assert workflow_id in place.run("workflows", "--status", "completed")
+    assert workflow_id not in place.run("workflows", "--status", "failed")
+    shown = place.json("show", workflow_id)
+    assert (shown["kind"], len(shown["task_results"])) == ("workflow", 2)
+    text = place.run("show", workflow_id)
+    assert "first: completed by loud-1" in text
+    tasks = place.json("tasks", "--workflow", workflow_id)
+    assert {task["name"] for task in tasks} == {"first", "second"}
+    assert {task["task_id"] for task in tasks} == set(shown["task_results"])
+
+
+def test_agents_are_filtered_and_shown(place: Place) -> None:
+    assert [row["agent_id"] for row in place.json("agents", "--type", "coding", "--alive")] == ["loud-1"]
+    assert place.json("agents", "--type", "monitor") == []
+    assert place.json("agents", "--status", "running") == []
+    shown = place.json("show", "loud-1")
+    assert (shown["kind"], shown["agent_type"], shown["alive"]) == ("agent", "coding", True)
+    assert "loud-1@" in place.run("show", "loud-1")
+
+
+def test_an_id_that_nothing_has_is_an_error(place: Place) -> None:
+    text = place.run("show", "00000000-nothing", code=1)
+    assert "there is no agent, workflow, task or dead letter '00000000-nothing'" in text
+
+
+def test_watching_looks_again_until_it_is_ended(place: Place) -> None:
+    with background(place.data, "status", "--watch", "0.1", "--json", cwd=place.directory) as watch:
+        wait_until_sync(lambda: len(watch.out) >= 3, timeout=30)
+        assert watch.end() == 0
+    assert all("healthy" in json.loads(line) for line in watch.out)
+    with background(place.data, "tasks", "-w", "0.1", cwd=place.directory) as watch:
+        wait_until_sync(lambda: "".join(watch.out).count("task ") >= 2, timeout=30)
+        assert watch.end() == 0
+
+
+def test_without_any_server_status_says_what_to_start(tmp_path: Path) -> None:
+    done = conductor(tmp_path / "data", "status", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    status = json.loads(done.stdout)
+    assert "start one with 'conductor up'" in status["problems"][0]
+    done = conductor(tmp_path / "data", "agents", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "start one with 'conductor up'" in done.stderr
+
+
+@pytest.mark.parametrize("away", ["broker", "state"])
+def test_half_of_the_servers_is_shown_while_the_other_is_away(
+    away: str, tmp_path: Path, valkey_url: str
+) -> None:
+    urls = {"broker": f"{valkey_url.rpartition('/')[0]}/13", "state": f"{valkey_url.rpartition('/')[0]}/13"}
+    urls[away] = "redis://:sesame@127.0.0.1:1/0"
+    env = environment(tmp_path / "data") | {
+        "CONDUCTOR_BROKER_URL": urls["broker"],
+        "CONDUCTOR_REDIS__URL": urls["state"],
+        "CONDUCTOR_BUS__CONNECT_TIMEOUT": "1",
+    }
+    done = subprocess.run(
+        [COMMAND, "status", "--json"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    status = json.loads(done.stdout)
+    other = "state" if away == "broker" else "broker"
+    assert (status[away]["reachable"], status[other]["reachable"]) == (False, True)
+    assert status["problems"][0].startswith(
+        f"the {'broker' if away == 'broker' else 'state store'} at redis://"
+    )
+    assert "sesame" not in done.stdout + done.stderr
+    assert (status["dead_letters"] is None) == (away == "broker")
+
+
+def test_a_node_that_died_is_seen_by_its_heartbeat(tmp_path: Path) -> None:
+    write_files(tmp_path, {"loud.py": AGENTS, "conductor.yaml": "node:\n  heartbeat_interval: 0.2\n"})
+    data = tmp_path / "data"
+    with background(data, "up", "--agents", "loud:loud", "--json", cwd=tmp_path) as up:
+        up.wait_for_event(event="ready")
+        shown = json.loads(conductor(data, "show", "loud-1", "--json", cwd=tmp_path).stdout)
+        pid = int(shown["state"]["metadata"]["pid"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+
+            def warnings() -> list[str]:
+                done = conductor(data, "status", "--json", cwd=tmp_path)
+                found: list[str] = json.loads(done.stdout)["warnings"]
+                return [text for text in found if "without heartbeats" in text]
+
+            [warning] = wait_until_sync(warnings, timeout=30, interval=0.2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert warning.startswith("agent loud-1 is idle without heartbeats: the last one ")
