@@ -11,13 +11,14 @@ from conductor.broker.group_link import Delivery, GroupLink, Member
 from conductor.broker.group_seen import open_seen
 from conductor.broker.group_thread import GroupThread
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS, group_queue_name
-from conductor.broker.transport import is_rabbitmq
+from conductor.broker.transport import is_rabbitmq, system_of
 from conductor.core.channels import DLQ
 from conductor.core.dead_letters import announcement
 from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
 from conductor.orchestration.groups import delivered_copy
 from conductor.orchestration.message_bus import Callback, cancel_and_wait, encode_message
+from conductor.orchestration.message_spans import processing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from conductor.broker.publisher import Publisher
     from conductor.broker.session import BusSettings
     from conductor.core.dead_letters import DeadLetter
+    from conductor.core.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,10 @@ class Groups:
         connect: Callable[..., Connection],
         publisher: Publisher,
         origins: Origins,
+        tracing: Tracing | None,
     ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self._connect = connect
         self._publisher = publisher
         self._origins = origins
@@ -139,7 +143,13 @@ class Groups:
             asked = message.correlation_id or message.message_id
             self._origins.remember(asked, inbox, delivery.headers.get(DEADLINE_HEADER))
         current_message.set(message)  # for the rest of this task, which is about it
-        await delivery.member.callback(message)
+        if self._tracing is None:
+            await delivery.member.callback(message)
+            return
+        channel = delivery.channel or delivery.member.pattern
+        system = system_of(self._settings.url)
+        with processing(self._tracing, system, channel, message, delivery.headers):
+            await delivery.member.callback(message)
 
     def _report(self, delivery: Delivery, error: BaseException | None) -> None:
         if self._thread is not None:

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally
+from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally, Traced
 from conductor.core.channels import compile_pattern
 from conductor.core.messages import AgentMessage
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from conductor.broker.origins import Origins
     from conductor.broker.turn import Turn
     from conductor.broker.wire import Address, Incoming, Raw, Receiver
+    from conductor.core.tracing import Tracing
     from conductor.orchestration.pending import PendingRequests
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,12 @@ class LoopIntake:
         limit: int,
         tally: Tally,
         turn: Turn,
+        tracing: Tracing | None,
+        system: str,
     ) -> None:
         self._turn = turn
+        self._tracing = tracing
+        self._system = system
         self._tally = tally
         self._overflow = Overflow("messages that the event loop had no time for", limit, tally)
         self._own_inbox = own_inbox
@@ -112,8 +117,12 @@ class LoopIntake:
             self._pending.resolve(message)
         first = True
         for subscription in route.subscriptions:
-            subscription.put(message if first else AgentMessage.model_validate_json(incoming.body))
+            each = message if first else AgentMessage.model_validate_json(incoming.body)
             first = False
+            if self._tracing is None:
+                subscription.put(each)
+            else:
+                subscription.put(Traced(each, incoming, self._tracing, self._system))
 
     def _refuse(self, channel: str, error: Exception) -> None:
         self._tally.invalid += 1

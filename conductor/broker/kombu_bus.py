@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from conductor.broker.session import BusSettings, Session
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
-from conductor.broker.transport import scheme_of
-from conductor.core.channels import validate_channel, validate_group, validate_pattern
+from conductor.broker.transport import scheme_of, system_of
+from conductor.core.channels import RESPONSE, validate_channel, validate_group, validate_pattern
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.retry import RetryPolicy
@@ -23,6 +23,7 @@ from conductor.orchestration.message_bus import (
     encode_message,
     not_connected,
 )
+from conductor.orchestration.message_spans import publishing, requesting
 from conductor.orchestration.pending import PendingRequests, discard
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ class KombuMessageBus(MessageBus):
         return self._settings.bus_id
 
     @property
+    def system(self) -> str:
+        """The kind of broker, as spans have it: redis or rabbitmq."""
+        return system_of(self._settings.url)
+
+    @property
     def is_connected(self) -> bool:
         """See `MessageBus.is_connected`; a bus whose event loop was closed is not connected any more."""
         return self._session is not None and not self._session.loop.is_closed()
@@ -175,14 +181,28 @@ class KombuMessageBus(MessageBus):
         if message.is_expired():
             return
         self._published += 1
+        if session.tracing is None:
+            await self._publish(session, channel, message, body)
+            return
+        with publishing(session.tracing, session.system, channel, message):
+            await self._publish(session, channel, message, body, session.tracing.headers())
+
+    async def _publish(
+        self,
+        session: Session,
+        channel: str,
+        message: AgentMessage,
+        body: bytes,
+        trace: dict[str, str] | None = None,
+    ) -> None:
         correlation_id = message.correlation_id
-        sent = session.publisher.publish(EVENTS, channel, body, correlation_id=correlation_id)
+        sent = session.publisher.publish(EVENTS, channel, body, correlation_id=correlation_id, trace=trace)
         if correlation_id is None:
             await sent
             return
         unknown = () if self._pending.resolve(message) else (REPLY_TO_ANY,)
         answered = [
-            session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id)
+            session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id, trace=trace)
             for inbox in session.origins.find(correlation_id) or unknown
         ]
         try:
@@ -195,8 +215,13 @@ class KombuMessageBus(MessageBus):
     async def reply(self, inbox: str, message: AgentMessage) -> None:
         """Send `message` to the inbox of who asked, its `bus_id`, and nowhere else."""
         session = self._require("reply")
-        body = encode_message(message)
-        await session.publisher.publish(REPLIES, inbox, body, correlation_id=message.correlation_id)
+        body, asked = encode_message(message), message.correlation_id
+        if session.tracing is None:
+            await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked)
+            return
+        with publishing(session.tracing, session.system, RESPONSE, message):
+            trace = session.tracing.headers()
+            await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked, trace=trace)
 
     def asker_of(self, message: AgentMessage) -> str | None:
         """The inbox of who waits for an answer to a message received here, None when nobody is known."""
@@ -220,6 +245,10 @@ class KombuMessageBus(MessageBus):
             await session.subscribe(channel, callback)
         else:
             await session.groups.subscribe(channel, callback, group, deduplicate)
+
+    async def listen(self, channel: str, callback: Callback) -> None:
+        """Subscribe a callback that makes spans itself, where they are wanted."""
+        await self._require("subscribe").subscribe(channel, callback, in_span=False)
 
     async def unsubscribe(self, channel: str) -> None:
         """See `MessageBus.unsubscribe`; the broker is told, and waited for only where a group is left."""
@@ -246,7 +275,10 @@ class KombuMessageBus(MessageBus):
                 return self._ask(session, channel, question, answer_by)
             return self._listen_and_ask(session, channel, question, answer_by)
 
-        return await self._pending.ask(channel, message, timeout, ask)
+        if session.tracing is None:
+            return await self._pending.ask(channel, message, timeout, ask)
+        with requesting(session.tracing, session.system, channel, message):
+            return await self._pending.ask(channel, message, timeout, ask)
 
     async def _listen_and_ask(
         self, session: Session, channel: str, question: AgentMessage, answer_by: float
@@ -269,6 +301,7 @@ class KombuMessageBus(MessageBus):
             reply_to=self.bus_id,
             correlation_id=question.correlation_id,
             answer_by=answer_by,
+            trace=None if session.tracing is None else session.tracing.headers(),
         )
 
     def _require(self, operation: str) -> Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from conductor.core.channels import BROADCAST, RESPONSE, agent_channel, phase_ch
 from conductor.core.enums import MessageType
 from conductor.core.log_ids import bound_ids
 from conductor.core.messages import StatusUpdatePayload
+from conductor.core.tracing import find_tracing
+from conductor.orchestration.message_spans import processing
 from conductor.orchestration.workflow_engine import PHASE_AGENT_TYPES
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class EventDesk:
         """Subscribe an agent to its own channel, to broadcasts and to its phases."""
         phases = [phase for phase, types in PHASE_AGENT_TYPES.items() if agent.agent_type in types]
         own = agent_channel(agent.agent_id)
-        await self._bus.subscribe(own, partial(self._on_own, agent))
+        await self._bus.listen(own, partial(self._on_own, agent))
         for channel in (BROADCAST, *(phase_channel(phase.value) for phase in phases)):
             await self._bus.subscribe(channel, partial(self._on_event, agent))
 
@@ -50,11 +53,18 @@ class EventDesk:
         asker = self._bus.asker_of(message)
         if is_work(message, wants_answer=asker is not None):
             return  # The parent process makes a task of it.
-        response = await self._handle(agent, message)
-        if response is None and asker is not None:
-            response = message.create_response(agent.agent_id, MessageType.STATUS_UPDATE, _status_of(agent))
-        if response is not None:
-            await self.reply(response, asker)
+        tracing = find_tracing()
+        with (
+            nullcontext()
+            if tracing is None
+            else processing(tracing, self._bus.system, agent_channel(agent.agent_id), message)
+        ):
+            response = await self._handle(agent, message)
+            if response is None and asker is not None:
+                status = _status_of(agent)
+                response = message.create_response(agent.agent_id, MessageType.STATUS_UPDATE, status)
+            if response is not None:
+                await self.reply(response, asker)
 
     async def _on_event(self, agent: BaseAgent, message: AgentMessage) -> None:
         response = await self._handle(agent, message)

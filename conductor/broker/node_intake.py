@@ -18,6 +18,7 @@ from conductor.broker import topology
 from conductor.core.channels import agent_channel
 from conductor.core.enums import MessageType
 from conductor.core.messages import AgentMessage
+from conductor.core.tracing import trace_headers
 
 if TYPE_CHECKING:
     from conductor.broker.node_spec import HostedAgent
@@ -106,7 +107,7 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             deadline = _deadline(message)
             if deadline is not None and deadline <= time.time():
                 return
-            self._make_task(c.app, agent, request, reply_to, deadline)
+            self._make_task(c.app, agent, request, reply_to, deadline, trace_headers(message.headers))
         except Exception:
             logger.exception("Message %s to agent %s was lost", request.message_id, agent.agent_id)
 
@@ -117,6 +118,7 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
         request: AgentMessage,
         reply_to: str | None,
         deadline: float | None,
+        trace: dict[str, str],
     ) -> None:
         left = None if deadline is None else deadline - time.time()
         limit = _time_limit(request, left)
@@ -133,6 +135,7 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             argsrepr=f"({request.message_type.value} from {request.sender_id} to {agent.agent_id})",
             kwargsrepr="{}",
         )
+        task.headers.update(trace)
         # Not app.send_task: it would subscribe to the result.
         with app.producer_or_acquire() as producer:
             app.amqp.send_task_message(

@@ -51,6 +51,7 @@ class Publisher(LinkThread[Sender]):
         reply_to: str | None = None,
         correlation_id: str | None = None,
         answer_by: float | None = None,
+        trace: dict[str, str] | None = None,
     ) -> asyncio.Future[None]:
         """Queue a message; the future is done when the broker has it. Belongs to the loop.
 
@@ -67,6 +68,7 @@ class Publisher(LinkThread[Sender]):
             correlation_id,
             answer_by,
             f"{self._tag_prefix}-{self._count}",
+            trace,
         )
         self._outstanding.append(out)
         if self._watch is None:

@@ -13,10 +13,11 @@ from conductor.broker.origins import Origins
 from conductor.broker.publisher import Publisher
 from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tally
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
-from conductor.broker.transport import is_rabbitmq, kombu_connection
+from conductor.broker.transport import is_rabbitmq, kombu_connection, system_of
 from conductor.broker.turn import Turn
 from conductor.broker.wire import Address, Receiver, Sender, unavailable
 from conductor.core.exceptions import MessageBusError
+from conductor.core.tracing import find_tracing
 from conductor.orchestration.message_bus import Callback, cancel_and_wait
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Session:
         self.loop = asyncio.get_running_loop()
         self.tally = Tally()
         self.origins = Origins()
+        self.tracing = find_tracing()
+        self.system = system_of(settings.url)
         self._settings = settings
         self._routes = RouteTable()
         self._turn = Turn()
@@ -65,13 +68,21 @@ class Session:
         self._closed = False
         self._inbox: list[Route] = []
         self._intake = LoopIntake(
-            settings.bus_id, self._routes, pending, self.origins, settings.buffer_size, self.tally, self._turn
+            settings.bus_id,
+            self._routes,
+            pending,
+            self.origins,
+            settings.buffer_size,
+            self.tally,
+            self._turn,
+            self.tracing,
+            self.system,
         )
         name = f"conductor bus {settings.bus_id[:8]}"
         self.publisher = Publisher(
             f"{name} publisher", settings.url, self._open_sender, settings.publish_timeout
         )
-        self.groups = Groups(settings, self._group_connection, self.publisher, self.origins)
+        self.groups = Groups(settings, self._group_connection, self.publisher, self.origins, self.tracing)
         self._consumer = Consumer(f"{name} consumer", settings.url, self._open_receiver, self._intake)
 
     async def open(self) -> None:
@@ -118,12 +129,12 @@ class Session:
         for thread in (self._consumer, self.publisher):
             thread.stop()
 
-    async def subscribe(self, channel: str, callback: Callback) -> None:
-        """See `MessageBus.subscribe`."""
+    async def subscribe(self, channel: str, callback: Callback, *, in_span: bool = True) -> None:
+        """See `MessageBus.subscribe`; without `in_span` the callback is below who published, in no span."""
         route = self._routes.get(EVENTS, channel) or self._add_route(EVENTS, channel)
         added = None
         if route.find(callback) is None:
-            added = self._start(channel, callback)
+            added = self._start(channel, callback, in_span=in_span)
             route.subscriptions.append(added)
         try:
             await self._until_live(route, f"Subscribing to {channel}")
@@ -183,8 +194,9 @@ class Session:
         if not route.subscriptions and self._routes.get(route.address.exchange, route.address.key) is route:
             self._remove_route(route)
 
-    def _start(self, channel: str, callback: Callback) -> Subscription:
-        subscription = Subscription(channel, callback, self._settings.buffer_size, self.tally, self._turn)
+    def _start(self, channel: str, callback: Callback, *, in_span: bool) -> Subscription:
+        limit = self._settings.buffer_size
+        subscription = Subscription(channel, callback, limit, self.tally, self._turn, in_span=in_span)
         self._tasks.add(subscription.task)
         subscription.task.add_done_callback(self._tasks.discard)
         return subscription

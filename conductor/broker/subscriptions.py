@@ -7,16 +7,20 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from conductor.broker.wire import Address
 from conductor.orchestration.message_bus import Callback, run_callback
+from conductor.orchestration.message_spans import processing, run_in_span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conductor.broker.turn import Turn
+    from conductor.broker.wire import Incoming
     from conductor.core.messages import AgentMessage
+    from conductor.core.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -57,22 +61,42 @@ class Overflow:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A message on its way to a callback, where there is tracing."""
+
+    message: AgentMessage
+    incoming: Incoming
+    tracing: Tracing
+    system: str
+
+
 class Subscription:
     """One callback of one channel or pattern: a bounded buffer and a task that empties it, in order."""
 
-    def __init__(self, channel: str, callback: Callback, buffer_size: int, tally: Tally, turn: Turn) -> None:
+    def __init__(
+        self,
+        channel: str,
+        callback: Callback,
+        buffer_size: int,
+        tally: Tally,
+        turn: Turn,
+        *,
+        in_span: bool = True,
+    ) -> None:
         self.callback = callback
         self.task: asyncio.Task[None] = asyncio.ensure_future(self._run())
         self.task.set_name(f"conductor subscription {channel}")
         self._overflow = Overflow(f"a subscription to {channel}", buffer_size, tally)
         self._channel = channel
         self._limit = buffer_size
-        self._buffer: deque[AgentMessage] = deque()
+        self._buffer: deque[AgentMessage | Traced] = deque()
+        self._in_span = in_span
         self._turn = turn
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
 
-    def put(self, message: AgentMessage) -> None:
+    def put(self, message: AgentMessage | Traced) -> None:
         """Have the callback called with `message`, unless the buffer is full."""
         if len(self._buffer) >= self._limit:
             self._overflow.add()
@@ -95,14 +119,28 @@ class Subscription:
                 await self._idle
                 continue
             message = self._buffer.popleft()
-            if not message.is_expired():
+            if isinstance(message, Traced):
+                await self._call_traced(message)
+            elif not message.is_expired():
                 await self._call(message)
             if self._turn.is_over():
                 await asyncio.sleep(0)
 
-    async def _call(self, message: AgentMessage) -> None:
+    async def _call_traced(self, traced: Traced) -> None:
+        """Call the callback in a span of its own, or directly below who published."""
+        message, incoming, tracing = traced.message, traced.incoming, traced.tracing
+        if message.is_expired():
+            return
+        if not self._in_span:
+            with tracing.below(incoming.headers):
+                await self._call(message)
+            return
+        span = processing(tracing, traced.system, incoming.channel, message, incoming.headers)
+        await run_in_span(span, tracing, partial(self._call, message))
+
+    async def _call(self, message: AgentMessage) -> Exception | None:
         try:
-            await run_callback(self.callback, self._channel, message)
+            return await run_callback(self.callback, self._channel, message)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -111,6 +149,7 @@ class Subscription:
             logger.warning(
                 "Callback of channel %s was cancelled on message %s", self._channel, message.message_id
             )
+            return None
 
 
 class Route:

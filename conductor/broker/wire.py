@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import amqp.exceptions
 import redis.exceptions
 
+from conductor.broker.topology import DEADLINE_HEADER
 from conductor.core.config import mask_url
 from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Mapping
 
 
 #: In place of the future of a message for which nobody waits on an event loop.
@@ -35,6 +37,8 @@ class Outgoing:
     answer_by: float | None = None
     """When the asker stops waiting, in seconds since the epoch."""
     tag: str = ""
+    trace: dict[str, str] | None = None
+    """The headers of the trace it belongs to."""
     confirmed: bool = False
     error: Exception | None = None
 
@@ -47,6 +51,13 @@ class Incoming(NamedTuple):
     reply_to: str | None
     correlation_id: str | None
     answer_by: float | None
+    headers: Mapping[str, Any]
+
+
+def headers_of(out: Outgoing) -> dict[str, Any]:
+    """Give the headers of a message."""
+    headers: dict[str, Any] = {} if out.answer_by is None else {DEADLINE_HEADER: out.answer_by}
+    return headers if out.trace is None else headers | out.trace
 
 
 @dataclass(slots=True, eq=False)

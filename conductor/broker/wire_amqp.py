@@ -25,7 +25,7 @@ from conductor.broker.topology import (
     reply_queue,
 )
 from conductor.broker.transport import limit_reading
-from conductor.broker.wire import Address, Incoming, Outgoing, Raw
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,12 +186,14 @@ class AmqpReceiver(AmqpLink):
         """See `Receiver.decode`."""
         _, message = raw
         properties: dict[str, Any] = message.properties
+        headers = properties.get("application_headers", {})
         return Incoming(
             self.channel(raw),
             message.body,
             properties.get("reply_to"),
             properties.get("correlation_id"),
-            properties.get("application_headers", {}).get(DEADLINE_HEADER),
+            headers.get(DEADLINE_HEADER),
+            headers,
         )
 
     def _take(self, address: Address, message: amqp.Message) -> None:
@@ -213,6 +215,6 @@ def _to_amqp(out: Outgoing) -> amqp.Message:
         properties["reply_to"] = out.reply_to
     if out.correlation_id is not None:
         properties["correlation_id"] = out.correlation_id
-    if out.answer_by is not None:
-        properties["application_headers"] = {DEADLINE_HEADER: out.answer_by}
+    if headers := headers_of(out):
+        properties["application_headers"] = headers
     return amqp.Message(out.body, **properties)

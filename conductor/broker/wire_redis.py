@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from conductor.broker.results import script
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS, GROUP_REGISTRY, REDIS, event_binding_key
-from conductor.broker.wire import Address, Incoming, Outgoing, Raw
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of
 from conductor.core.channels import is_pattern
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ class RedisReceiver(_RedisLink):
         """See `Receiver.decode`."""
         message: dict[str, Any] = from_json(raw[2])
         properties: dict[str, Any] = message["properties"]
+        headers: dict[str, Any] = message["headers"]
         body = message["body"]
         if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body)
@@ -194,7 +195,8 @@ class RedisReceiver(_RedisLink):
             body,
             properties.get("reply_to"),
             properties.get("correlation_id"),
-            message["headers"].get(DEADLINE_HEADER),
+            headers.get(DEADLINE_HEADER),
+            headers,
         )
 
     def _topic_of(self, address: Address) -> bytes:
@@ -213,7 +215,7 @@ class RedisReceiver(_RedisLink):
 
 def envelope(out: Outgoing) -> bytes:
     """Write `out` as kombu's virtual transports do, the body as text."""
-    headers = b"{}" if out.answer_by is None else to_json({DEADLINE_HEADER: out.answer_by})
+    headers = b"{}" if out.answer_by is None and out.trace is None else to_json(headers_of(out))
     parts = [
         _HEAD,
         to_json(out.body),

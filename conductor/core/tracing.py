@@ -76,6 +76,17 @@ class Tracing:
                 self.fail(span, code_of(error))
                 raise
 
+    @contextmanager
+    def below(self, headers: Mapping[str, Any]) -> Iterator[None]:
+        """Have the span that a message's headers name be the current one, as far as that goes from here."""
+        from opentelemetry import context
+
+        token = context.attach(self._extract(headers))
+        try:
+            yield
+        finally:
+            context.detach(token)
+
     def fail(self, span: Span, code: str) -> None:
         """Make a span an ERROR."""
         span.set_attribute("error.type", code)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.core.log_ids import current_message
 from conductor.core.messages import AgentMessage
+from conductor.core.tracing import current_headers, find_tracing
 from conductor.orchestration.groups import Trial, dead_letter, delivered_copy, verdict
+from conductor.orchestration.message_spans import IN_MEMORY, processing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -31,6 +33,7 @@ class _Item:
     message_id: str
     trial: Trial = field(default_factory=Trial)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    trace: dict[str, str] = field(default_factory=current_headers)
 
 
 @dataclass(slots=True, eq=False)
@@ -121,13 +124,21 @@ class MemoryGroup:
                 self._idle.append(member)
             self._work()
 
+    async def _call(self, member: _Member, item: _Item, message: AgentMessage) -> None:
+        tracing = find_tracing()
+        if tracing is None:
+            await member.callback(message)
+            return
+        with processing(tracing, IN_MEMORY, item.channel, message, item.trace):
+            await member.callback(message)
+
     async def _try(self, member: _Member, item: _Item) -> None:
         message = delivered_copy(item.body, item.trial)
         if message.is_expired() or self._is_repetition(member, item):
             return
         current_message.set(message)  # for the rest of this task, which is about it
         try:
-            await member.callback(message)
+            await self._call(member, item, message)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

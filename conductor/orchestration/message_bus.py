@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import PydanticSerializationError
@@ -17,12 +18,22 @@ from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
 from conductor.core.messages import AgentMessage
 from conductor.core.retry import RetryPolicy
+from conductor.core.tracing import find_tracing
 from conductor.orchestration.groups import check_membership
 from conductor.orchestration.memory_groups import MemoryGroup
+from conductor.orchestration.message_spans import (
+    IN_MEMORY,
+    processing,
+    publishing,
+    requesting,
+    run_in_span,
+)
 from conductor.orchestration.pending import PendingRequests
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from conductor.core.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -149,20 +160,22 @@ def check_callback(callback: Callback) -> None:
         )
 
 
-async def run_callback(callback: Callback, channel: str, message: AgentMessage) -> None:
-    """Await `callback`; its failure is logged with the message's id and goes no further."""
+async def run_callback(callback: Callback, channel: str, message: AgentMessage) -> Exception | None:
+    """Await `callback`; its failure is logged with the message's id, given back, and goes no further."""
     token = current_message.set(message)
     try:
         await callback(message)
-    except Exception:
+    except Exception as error:
         logger.exception(
             "Callback %s of channel %s failed on message %s",
             getattr(callback, "__qualname__", callback),
             channel,
             message.message_id,
         )
+        return error
     finally:
         current_message.reset(token)
+    return None
 
 
 class InMemoryMessageBus(MessageBus):
@@ -175,6 +188,7 @@ class InMemoryMessageBus(MessageBus):
     def __init__(self, *, retry_policy: RetryPolicy | None = None) -> None:
         self._connected = False
         self._published = 0
+        self._tracing: Tracing | None = None
         self._callbacks: dict[str, list[Callback]] = {}
         self._pending = PendingRequests()
         self._running: set[asyncio.Task[None]] = set()
@@ -200,6 +214,7 @@ class InMemoryMessageBus(MessageBus):
     async def connect(self) -> None:
         """See `MessageBus.connect`."""
         self._connected = True
+        self._tracing = find_tracing()
 
     async def disconnect(self) -> None:
         """See `MessageBus.disconnect`."""
@@ -221,9 +236,16 @@ class InMemoryMessageBus(MessageBus):
         if message.is_expired():
             return
         self._published += 1
+        if self._tracing is None:
+            await self._deliver(channel, message, body)
+        else:
+            with publishing(self._tracing, IN_MEMORY, channel, message):
+                await self._deliver(channel, message, body)
+
+    async def _deliver(self, channel: str, message: AgentMessage, body: bytes) -> None:
         self._pending.resolve(message)
         tasks = [
-            self._start(run_callback(callback, channel, AgentMessage.model_validate_json(body)))
+            self._start(self._call(callback, channel, AgentMessage.model_validate_json(body)))
             for pattern, callbacks in list(self._callbacks.items())
             if compile_pattern(pattern)(channel)
             for callback in callbacks
@@ -233,6 +255,13 @@ class InMemoryMessageBus(MessageBus):
                 tasks += group.put(channel, message, body)
         if tasks:
             await asyncio.wait(tasks)
+
+    async def _call(self, callback: Callback, channel: str, message: AgentMessage) -> None:
+        if self._tracing is None:
+            await run_callback(callback, channel, message)
+            return
+        span = processing(self._tracing, IN_MEMORY, channel, message)
+        await run_in_span(span, self._tracing, partial(run_callback, callback, channel, message))
 
     async def subscribe(
         self, channel: str, callback: Callback, group: str | None = None, deduplicate: float | None = None
@@ -272,7 +301,10 @@ class InMemoryMessageBus(MessageBus):
         self._require_connected("request")
         validate_channel(channel)
         encode_message(message)
-        return await self._pending.ask(channel, message, timeout, self.publish)
+        if self._tracing is None:
+            return await self._pending.ask(channel, message, timeout, self.publish)
+        with requesting(self._tracing, IN_MEMORY, channel, message):
+            return await self._pending.ask(channel, message, timeout, self.publish)
 
     def _group(self, channel: str, name: str) -> MemoryGroup:
         if (channel, name) not in self._groups:

@@ -99,6 +99,18 @@ class Spans:
         assert len(traces) <= 1, f"the spans of one task are in {len(traces)} traces"
         return [span for trace_id in traces for span in self.of_trace(trace_id)]
 
+    def traces_of(self, message_id: str) -> list[list[FoundSpan]]:
+        """Give the spans of each trace with a message."""
+        found = self.all()
+        traces = {s.trace_id for s in found if s.attributes.get("messaging.message.id") == message_id}
+        return [[span for span in found if span.trace_id == trace_id] for trace_id in traces]
+
+    def of_message(self, message_id: str) -> list[FoundSpan]:
+        """Give all spans of the one trace with a message."""
+        traces = self.traces_of(message_id)
+        assert len(traces) <= 1, f"the spans of one message are in {len(traces)} traces"
+        return [span for trace in traces for span in trace]
+
 
 @contextmanager
 def recorded(file: Path) -> Iterator[Spans]:

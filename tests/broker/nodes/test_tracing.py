@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from conductor.client import Conductor
-from conductor.core.enums import TaskStatus
+from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.messages import AgentMessage, TaskAssignmentPayload
 from tests.broker.nodes.conftest import letters_of, task
 from tests.support.nodes import AgentNode, Farm
 from tests.support.spans import EXPORTER, FILE, FoundSpan, Spans, recorded, tree
@@ -102,7 +103,8 @@ async def test_a_failure_is_an_error_everywhere_and_its_replay_is_in_the_trace(
     order = task("fail_with", log=tmp_path / "log", code="HOPELESS", times=1)
     await (await conductor.dispatch(order, node.agent_id)).result(30)
     one = ["  process to fail_with", "    execute to fail_with"]
-    found = await spans_of(spans, order.task_id, ["dispatch to fail_with", *one, "  result to fail_with"])
+    first = [*one, "    publish errors"]
+    found = await spans_of(spans, order.task_id, ["dispatch to fail_with", *first, "  result to fail_with"])
     for name in ("process", "execute", "result"):
         span = found[f"{name} to fail_with"]
         assert (span.status, span.attributes["error.type"]) == ("ERROR", "HOPELESS")
@@ -111,7 +113,52 @@ async def test_a_failure_is_an_error_everywhere_and_its_replay_is_in_the_trace(
     [letter] = await letters_of(conductor, order.task_id)
     report = await conductor.dead_letters.replay(letter.letter_id)
     assert report.replayed
-    await spans_of(spans, order.task_id, ["dispatch to fail_with", *one, *one, "  result to fail_with"])
+    await spans_of(spans, order.task_id, ["dispatch to fail_with", *first, *one, "  result to fail_with"])
+
+
+async def test_a_question_is_one_trace_until_its_answer(
+    conductor: Conductor, node: AgentNode, spans: Spans
+) -> None:
+    question = AgentMessage(
+        message_type=MessageType.FEEDBACK, sender_id="tester", payload={"do": "echo", "say": "hidden"}
+    )
+    await conductor.bus.request(f"conductor:agent:{node.agent_id}", question, timeout=30)
+    expected = ["request agent", "  process feedback", "    publish response"]
+    await wait_until(lambda: tree(spans.of_message(question.message_id)) == expected, timeout=20)
+    kinds = {span.name: span.kind for span in spans.of_message(question.message_id)}
+    assert kinds == {
+        "request agent": "client",
+        "process feedback": "consumer",
+        "publish response": "producer",
+    }
+
+
+async def test_a_task_in_a_request_is_executed_in_its_trace(
+    conductor: Conductor, node: AgentNode, spans: Spans
+) -> None:
+    order = task(say="hello")
+    message = AgentMessage(
+        message_type=MessageType.TASK_ASSIGNMENT,
+        sender_id="tester",
+        payload=TaskAssignmentPayload(task=order).model_dump(mode="json"),
+    )
+    await conductor.bus.request(f"conductor:agent:{node.agent_id}", message, timeout=30)
+    expected = ["request agent", "  process to echo", "    execute to echo", "    publish response"]
+    await wait_until(lambda: tree(spans.of_message(message.message_id)) == expected, timeout=20)
+
+
+async def test_an_event_is_processed_in_the_trace_of_who_published_it(
+    conductor: Conductor, node: AgentNode, spans: Spans
+) -> None:
+    event = AgentMessage(message_type=MessageType.FEEDBACK, sender_id="tester", payload={})
+    await conductor.bus.publish("conductor:broadcast", event)
+    await conductor.bus.publish(f"conductor:agent:{node.agent_id}", event)
+    for kind in ("broadcast", "agent"):
+        expected = [f"publish {kind}", f"  process {kind}"]
+        await wait_until(
+            lambda wanted=expected: wanted in [tree(one) for one in spans.traces_of(event.message_id)],
+            timeout=20,
+        )
 
 
 async def test_without_tracing_nothing_is_imported_and_no_header_sent(farm: Farm, agent: AgentNode) -> None:
@@ -147,8 +194,8 @@ async def test_log_lines_have_the_ids_of_their_span(
 ) -> None:
     order = task("fail", say="to be logged")
     await (await conductor.dispatch(order, node.agent_id)).result(30)
-    one = ["dispatch to fail", "  process to fail", "    execute to fail", "  result to fail"]
-    found = await spans_of(spans, order.task_id, one)
+    one = ["  process to fail", "    execute to fail", "    publish errors"]
+    found = await spans_of(spans, order.task_id, ["dispatch to fail", *one, "  result to fail"])
     execute = found["execute to fail"]
     ids = f'"trace_id": "{execute.trace_id:032x}", "span_id": "{execute.span_id:016x}"'
     assert [line for line in node.logs().splitlines() if "failed in task" in line and ids in line]
