@@ -10,7 +10,7 @@ from conductor.broker.liveness import heartbeat_limit, lives
 from conductor.broker.task_list import TaskRecord, task_records, unfinished_tasks
 from conductor.cli.board import STYLES
 from conductor.cli.output import Output
-from conductor.cli.servers import running_servers
+from conductor.cli.servers import running_servers, servers_of_a_run
 from conductor.cli.status import agent_data, agents_table
 from conductor.cli.values import show_duration
 from conductor.cli.views import View, present, table_of
@@ -66,7 +66,7 @@ async def list_workflows(
     page: Page,
 ) -> int:
     """Show the workflow runs, the newest first."""
-    async with running_servers(config) as conductor:
+    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
 
         async def look() -> View:
             found = await conductor.state.list_workflow_states(
@@ -103,7 +103,7 @@ class Wanted:
 
 async def list_tasks(config: ConductorConfig, output: Output, every: float | None, wanted: Wanted) -> int:
     """Show the tasks: those that run, those that wait, then those that ended, the newest first."""
-    async with running_servers(config) as conductor:
+    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
 
         async def look() -> View:
             rows = await _tasks(conductor, wanted)

@@ -122,3 +122,23 @@ def show(
         lambda config: show_id(config, output, some_id, watch),
         ends_with_signal=watch is not None,
     )
+
+
+@app.command(rich_help_panel=PANEL)
+def logs(
+    context: typer.Context,
+    workflow_id: Annotated[
+        str, typer.Argument(metavar="WORKFLOW_ID", help="A run's id, or eight characters of it.")
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what happened in a workflow run, with --follow also what happens."""
+    from conductor.cli.workflow_log import show_log
+
+    output = Output(as_json=as_json)
+    execute(
+        context.obj,
+        lambda config: show_log(config, output, workflow_id, follow=follow),
+        ends_with_signal=follow,
+    )

@@ -100,7 +100,7 @@ class WorkflowRun:
     async def _saved(self, conductor: Conductor) -> WorkflowState | None:
         """Find the run to go on with; None where a new one begins."""
         if self._given is None:
-            return await _find_run(conductor, self._run_id)
+            return await find_run(conductor, self._run_id)
         if not self._run_id:
             return None
         saved = await conductor.state.get_workflow_state(self._run_id)
@@ -181,7 +181,7 @@ class WorkflowRun:
 async def cancel(config: ConductorConfig, output: Output, workflow_id: str) -> int:
     """End a run, whichever process runs it; 0 if it is cancelled then."""
     async with servers_of_a_run(config) as config, Conductor(config) as conductor:
-        workflow_id = (await _find_run(conductor, workflow_id)).workflow_id
+        workflow_id = (await find_run(conductor, workflow_id)).workflow_id
         state = await WorkflowEngine(conductor, conductor.state).cancel_workflow(workflow_id)
     cancelled = state.metadata.get("outcome") == "cancelled"
     done, count = state.completed_task_count, len(state.task_results)
@@ -193,7 +193,7 @@ async def cancel(config: ConductorConfig, output: Output, workflow_id: str) -> i
     return 0 if cancelled else FAILED
 
 
-async def _find_run(conductor: Conductor, workflow_id: str) -> WorkflowState:
+async def find_run(conductor: Conductor, workflow_id: str) -> WorkflowState:
     """Find a run by its id, or by a beginning of at least SHORT_ID characters that no other has."""
     state = await conductor.state.get_workflow_state(workflow_id)
     if state is not None:

@@ -12,7 +12,7 @@ from conductor.broker.task_list import TaskRecord, find_ids, task_records
 from conductor.cli.letter_view import describe
 from conductor.cli.listing import ago, link_of, name_of
 from conductor.cli.output import Output
-from conductor.cli.servers import running_servers
+from conductor.cli.servers import servers_of_a_run
 from conductor.cli.status import agent_data
 from conductor.cli.views import View, present
 from conductor.client import Conductor
@@ -25,7 +25,7 @@ from conductor.core.state import AgentState, WorkflowState
 
 async def show(config: ConductorConfig, output: Output, some_id: str, every: float | None) -> int:
     """Show what has this id, or the only thing whose id begins so."""
-    async with running_servers(config) as conductor:
+    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
         return await present(output, lambda: _look(conductor, some_id), every)
 
 

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from pydantic import BaseModel
 
+from conductor.orchestration.event_log import EventLog, MemoryEventLog
 from conductor.orchestration.leases import Leases, MemoryLeases
 from conductor.orchestration.state_checks import (
     below_zero,
@@ -24,6 +25,7 @@ from conductor.orchestration.state_kinds import AGENT, KINDS, TASK_RESULT, WORKF
 from conductor.orchestration.state_watch import AgentStateChange, AgentStateWatch, MemoryWatch
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
@@ -36,8 +38,8 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 
-class StateManager(Leases, ABC):
-    """Keeps agent states, workflow states, task results and leases; every method belongs to one event loop.
+class StateManager(Leases, EventLog, ABC):
+    """Keeps agent states, workflow states with their events, task results and leases; on one event loop.
 
     What is stored is a copy. The last write wins, unless a save is given `expected_version`: then it is
     done only if the entity still has that version (0: does not exist), else StateError STATE_CONFLICT. A save
@@ -243,7 +245,7 @@ class _Entry(NamedTuple):
     born: int
 
 
-class InMemoryStateManager(MemoryLeases, StateManager):
+class InMemoryStateManager(MemoryLeases, MemoryEventLog, StateManager):
     """Keeps state in this process until it disconnects; encoded, so that it does what the Redis one does."""
 
     def __init__(self) -> None:
@@ -251,6 +253,7 @@ class InMemoryStateManager(MemoryLeases, StateManager):
         self._entries: dict[str, dict[str, _Entry]] = {kind.name: {} for kind in KINDS}
         self._watches: WeakSet[MemoryWatch] = WeakSet()
         self._leases: dict[str, tuple[str, float]] = {}
+        self._events: dict[str, deque[tuple[int, str]]] = {}
 
     @property
     def is_connected(self) -> bool:
@@ -264,6 +267,7 @@ class InMemoryStateManager(MemoryLeases, StateManager):
         for entries in self._entries.values():
             entries.clear()
         self._leases.clear()
+        self._events.clear()
         for watch in list(self._watches):
             watch.close()
 
@@ -296,6 +300,8 @@ class InMemoryStateManager(MemoryLeases, StateManager):
 
     async def _delete(self, kind: Kind[M], entity_id: str) -> bool:
         self._check_connected()
+        if kind is WORKFLOW:
+            self._events.pop(entity_id, None)
         entry = self._entries[kind.name].pop(entity_id, None)
         if entry is None:
             return False

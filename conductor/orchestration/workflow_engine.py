@@ -277,7 +277,7 @@ class WorkflowEngine:
         return WorkflowLease(self.state_manager, workflow_id, self._lease_seconds)
 
     def _announcer(self, workflow_id: str) -> Announcer:
-        return Announcer(workflow_id, self._find_bus, self._on_event)
+        return Announcer(workflow_id, self._find_bus, self._on_event, self.state_manager)
 
     def _find_bus(self) -> MessageBus | None:
         if self._message_bus is not None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from conductor.core.channels import workflow_channel
 from conductor.core.enums import MessageType, TaskStatus, WorkflowPhase
+from conductor.core.exceptions import StateError
+from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, FeedbackPayload, TaskResultPayload
 from conductor.orchestration.workflow_progress import PROGRESS
 
 if TYPE_CHECKING:
     from conductor.core.models import TaskDefinition, TaskResult
     from conductor.core.state import WorkflowState
+    from conductor.orchestration.event_log import EventLog
     from conductor.orchestration.message_bus import MessageBus
 
 logger = logging.getLogger(__name__)
@@ -88,30 +91,48 @@ OnEvent = Callable[[WorkflowEvent], None]
 
 
 class Announcer:
-    """Publishes on the channel of one workflow; a bus that fails is logged and never fails the run."""
+    """Publishes on the channel of one workflow and keeps its events; what fails there never fails the run."""
 
     def __init__(
-        self, workflow_id: str, find_bus: Callable[[], MessageBus | None], on_event: OnEvent | None = None
+        self,
+        workflow_id: str,
+        find_bus: Callable[[], MessageBus | None],
+        on_event: OnEvent | None = None,
+        log: EventLog | None = None,
     ) -> None:
         self._workflow_id = workflow_id
+        self._log = log
         self._find_bus = find_bus
         self._on_event = on_event
         self.failures = 0
-        """How many messages could not be published."""
+        """How many messages could not be published, and events not kept."""
 
     async def announce(self, event: WorkflowEvent) -> None:
-        """Publish an event, with a task's result before it and feedback after it as messages of their own."""
+        """Keep and publish an event, with a task's result before it and feedback after it as own messages."""
         if self._on_event is not None:
             try:
                 self._on_event(event)
             except Exception:
                 logger.exception("workflow %s: on_event failed at %s", self._workflow_id, event.event)
+        await self._keep(event)
         if event.result is not None:
             payload = TaskResultPayload(result=event.result).model_dump(mode="json")
             await self._publish(MessageType.TASK_RESULT, payload)
         await self._publish(MessageType.STATUS_UPDATE, event.payload())
         if event.feedback is not None:
             await self._publish(MessageType.FEEDBACK, event.feedback.model_dump(mode="json"))
+
+    async def _keep(self, event: WorkflowEvent) -> None:
+        if self._log is None:
+            return
+        entry = {"at": utc_now().isoformat(), **event.payload()}
+        if event.result is not None and event.result.duration_seconds is not None:
+            entry["duration_seconds"] = event.result.duration_seconds
+        try:
+            await self._log.append_workflow_event(self._workflow_id, entry)
+        except StateError as error:
+            self.failures += 1
+            logger.warning("workflow %s: an event was not kept: %s", self._workflow_id, error)
 
     async def command(self, command: str) -> None:
         """Publish a CONTROL message."""

@@ -32,6 +32,7 @@ class Keyspace:
         self._entities = {kind.name: f"{prefix}{kind.name}:" for kind in KINDS}
         self._indexes = {kind.name: f"{prefix}index:{kind.name}" for kind in KINDS}
         self._leases = f"{prefix}lease:"
+        self._events = f"{prefix}workflow_events:"
         channel = f"{prefix}changes:agent" + (f":{database}" if database else "")
         self.channel = channel
         self._shared = {
@@ -46,6 +47,15 @@ class Keyspace:
     def lease(self, name: str) -> bytes:
         """Return the key of a lease."""
         return (self._leases + name).encode(errors="surrogatepass")
+
+    def events(self, workflow_id: str) -> bytes:
+        """Return the key of the events of a workflow."""
+        return (self._events + workflow_id).encode(errors="surrogatepass")
+
+    @property
+    def workflow_ttl(self) -> str:
+        """The milliseconds after which what a workflow left vanishes; "" for never."""
+        return self._ttl[WORKFLOW.name]
 
     def _run(
         self, kind: Kind[Any], name: str, keys: Iterable[bytes | str], *args: bytes | str | int

@@ -17,6 +17,7 @@ from conductor.store.endpoint import read_url
 from conductor.store.failures import ReplyError
 from conductor.store.keyspace import VERSION, Change, Keyspace
 from conductor.store.link import Link
+from conductor.store.redis_event_log import RedisEventLog
 from conductor.store.redis_leases import RedisLeases
 from conductor.store.redis_watch import RedisWatch, Versions
 
@@ -41,7 +42,7 @@ class _Written(NamedTuple):
     hashes: dict[str, int]
 
 
-class RedisStateManager(RedisLeases, StateManager):
+class RedisStateManager(RedisLeases, RedisEventLog, StateManager):
     """Keeps state in a Redis 6.2 or newer, or a Valkey.
 
     Hashes `{prefix}agent:{id}`, `{prefix}workflow:{id}`, `{prefix}task_result:{id}` hold one JSON value per
@@ -52,7 +53,8 @@ class RedisStateManager(RedisLeases, StateManager):
     `save_workflow_state` sends only the fields that changed since this manager last wrote or read that
     workflow, where nobody else wrote to it meanwhile, else all of them.
 
-    `{prefix}lease:{name}` is a string that names who holds a lease.
+    `{prefix}lease:{name}` is a string that names who holds a lease, `{prefix}workflow_events:{id}` a stream
+    of what happened in a workflow.
 
     Args:
         url: redis://, rediss:// or unix://; StateError STATE_BAD_URL otherwise.
@@ -214,6 +216,8 @@ class RedisStateManager(RedisLeases, StateManager):
 
     async def _delete(self, kind: Kind[M], entity_id: str) -> bool:
         self._written.pop(entity_id, None)
+        if kind.name == WORKFLOW.name:
+            await self._delete_events(entity_id)
         command = self._keys.delete(kind, entity_id)
         return bool(await self._link.run(command, self._keys.key(kind, entity_id), again=False))
 

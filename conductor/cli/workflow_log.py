@@ -1,0 +1,69 @@
+"""`conductor logs`: what happened in a workflow run, and what happens."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+from rich.text import Text
+
+from conductor.cli.board import STYLES
+from conductor.cli.output import Output
+from conductor.cli.running import find_run
+from conductor.cli.servers import servers_of_a_run
+from conductor.client import Conductor
+from conductor.core.config import ConductorConfig
+from conductor.core.enums import TaskStatus
+
+#: Seconds between two looks for new events.
+PAUSE = 0.3
+#: What two reports of the same event have in common.
+SAME = ("event", "phase", "task_id", "feedback_round", "message")
+#: Events that are read at once.
+AT_ONCE = 500
+
+
+async def show_log(config: ConductorConfig, output: Output, workflow_id: str, *, follow: bool) -> int:
+    """Show the events of a run, with `follow` until it ends."""
+    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
+        workflow_id = (await find_run(conductor, workflow_id)).workflow_id
+        async for event in _events(conductor, workflow_id, follow=follow):
+            output.emit(event)
+            if not output.as_json:
+                output.say(_line(event))
+    return 0
+
+
+async def _events(conductor: Conductor, workflow_id: str, *, follow: bool) -> AsyncIterator[dict[str, Any]]:
+    """Give each event once: an engine that takes over repeats what the dead one may not have come to."""
+    position, seen = "", set[str]()
+    while True:
+        # Asked before the events, so that none comes between.
+        state = await conductor.state.get_workflow_state(workflow_id)
+        while found := await conductor.state.workflow_events(workflow_id, position, AT_ONCE):
+            position = found[-1].position
+            for _, event in found:
+                what = str([event.get(name) for name in SAME])
+                if not event.get("repeated") or what not in seen:
+                    yield event
+                seen.add(what)
+        if not follow or state is None or state.is_complete:
+            return
+        await asyncio.sleep(PAUSE)
+
+
+def _line(event: dict[str, Any]) -> Text:
+    moment = datetime.fromisoformat(event["at"]).astimezone()
+    name, status = str(event["event"]), str(event["status"])
+    said = [event.get("phase") if name.startswith("phase") else None, event.get("task_name")]
+    if round_number := event.get("feedback_round"):
+        said.append(f"(feedback {round_number})")
+    if name == "task_ended" and event.get("agent_id"):
+        said.append(f"by {event['agent_id']}")
+    if (seconds := event.get("duration_seconds")) is not None:
+        said.append(f"in {seconds:.1f} s")
+    if event.get("message"):
+        said.append(f": {' '.join(str(event['message']).split())}")
+    text = Text(f"{moment:%Y-%m-%d %H:%M:%S}  ", "dim").append(f"{name:<17} ", "bold")
+    text.append(f"{status:<12}", STYLES.get(TaskStatus(status), ""))
+    return text.append(" ".join(str(word) for word in said if word).replace(" : ", ": "))
