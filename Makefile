@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 TESTS  ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format bench clean constraints
+.PHONY: help setup run test lint format docs bench clean constraints
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ lint: setup  ## style, types and import rules
 
 test: lint  ## lint, then every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+docs: setup  ## build the documents as a site, in build/site
+	$(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -54,10 +54,11 @@ class KombuMessageBus(MessageBus):
         retry_policy: when members of groups try a failed message again; RetryPolicy() by default.
         max_losses: how often a message may be with a member that dies before it is a dead letter.
         dedup_url: the Redis where groups on RabbitMQ note what they had; for `deduplicate` only.
-        visibility_timeout, touch_interval, restore_interval: seconds, on Redis: how long a message stays with
-            a member that gives no sign of life, how often members give one, and how often they look for
-            messages whose member gave none. On RabbitMQ: how long a member may have a message before the
-            broker's `consumer_timeout` is kept from it, and how often that is looked after.
+        visibility_timeout: seconds; on Redis how long a message stays with a member that gives no sign of
+            life, on RabbitMQ how long a member may have a message before the broker's `consumer_timeout` is
+            kept from it.
+        touch_interval: seconds; how often members give a sign of life, or look after the `consumer_timeout`.
+        restore_interval: seconds, on Redis; how often members look for messages whose member gave none.
     """
 
     def __init__(
