@@ -4,7 +4,8 @@
 -- wait for it.
 -- Answers nothing when filed, else the record that is in the way.
 local known = redis.call('GET', KEYS[1])
-if known then
+-- Who lost the connection before the answer asks once more with the same record.
+if known and known ~= ARGV[1] then
     local status = cjson.decode(known)['status']
     if status ~= 'SUCCESS' and status ~= 'FAILURE' and status ~= 'REVOKED' then
         return known

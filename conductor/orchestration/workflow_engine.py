@@ -12,6 +12,7 @@ from conductor.core.enums import TaskStatus, WorkflowPhase
 from conductor.core.exceptions import ConfigurationError, StateError, WorkflowError
 from conductor.core.log_ids import bound_ids
 from conductor.core.state import WorkflowState
+from conductor.core.tracing import fail_span, span_of
 from conductor.orchestration.message_bus import MessageBus
 from conductor.orchestration.policy_engine import PolicyEngine
 from conductor.orchestration.workflow_dispatch import Dispatch, TaskDispatcher
@@ -207,7 +208,10 @@ class WorkflowEngine:
 
     async def _supervise(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowState:
         """Do the work until it ends, or the run has to be ended; give the final state."""
-        with bound_ids({"workflow_id": run.ledger.state.workflow_id}):
+        workflow_id, definition = run.ledger.state.workflow_id, run.ledger.plan.definition
+        attributes = {"conductor.workflow.id": workflow_id, "conductor.workflow.name": definition.name[:100]}
+        span_of_run = span_of(f"workflow {definition.name}", "internal", attributes)
+        with bound_ids({"workflow_id": workflow_id}), span_of_run as span:
             reason = await run.interruption()
             if reason is None:
                 reason = await self._work(run, work)
@@ -215,6 +219,8 @@ class WorkflowEngine:
                 work.close()
             if reason is not None:
                 await run.interrupt(reason)
+            if run.ledger.state.status is TaskStatus.FAILED:
+                fail_span(span, "WORKFLOW_FAILED" if reason is None else reason.error_code)
         return run.ledger.state
 
     async def _work(self, run: Run, work: Coroutine[Any, Any, None]) -> WorkflowError | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from conductor.core.enums import TaskStatus, WorkflowPhase
 from conductor.core.exceptions import ConductorError, WorkflowError
 from conductor.core.fields import utc_now
+from conductor.core.tracing import span_of
 from conductor.core.wording import error_text
 from conductor.orchestration.workflow_feedback import begin_round, grave_feedback, loops_used_up
 from conductor.orchestration.workflow_ledger import not_run
@@ -142,7 +143,9 @@ class Run:
             progress.phase_started_at = utc_now()
             await ledger.enter(ledger.event("phase_started"))
         run = PhaseTasks(ledger, self._dispatch, tasks, self._dispatched_since)
-        await run.run(as_graph=ledger.plan.is_graph(phase))
+        attributes = {"conductor.workflow.id": state.workflow_id, "conductor.phase": phase.value}
+        with span_of(f"phase {phase.value}", "internal", attributes):
+            await run.run(as_graph=ledger.plan.is_graph(phase))
         closing = self._close(phase, tasks)
         turn = await self._decide(phase, tasks)
         await ledger.enter(*filter(None, (closing, turn)))

@@ -190,6 +190,18 @@ async def test_a_task_without_agent_and_type_is_refused(conductor: Conductor) ->
     assert caught.value.error_code == "NO_AGENT_TYPE"
 
 
+async def test_filing_a_task_once_more_after_a_lost_answer_is_no_second_dispatch(
+    conductor: Conductor, agent: AgentNode
+) -> None:
+    """As the link does when its connection is lost between the filing and the answer."""
+    order, dispatcher = task(), conductor._open("test").dispatcher
+    await dispatcher._open_record(order, "run-1", agent.agent_id)
+    await dispatcher._open_record(order, "run-1", agent.agent_id)
+    with pytest.raises(AgentError) as caught:
+        await dispatcher._open_record(order, "run-2", agent.agent_id)
+    assert caught.value.error_code == "TASK_ALREADY_DISPATCHED"
+
+
 async def test_a_task_that_has_not_ended_is_not_dispatched_twice(
     conductor: Conductor, agent: AgentNode, tmp_path: Path
 ) -> None:

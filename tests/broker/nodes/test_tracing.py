@@ -4,10 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
 
 from conductor.client import Conductor
-from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.enums import MessageType, TaskStatus, WorkflowPhase
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload
+from conductor.core.models import WorkflowDefinition
+from conductor.orchestration.workflow_engine import WorkflowEngine
 from tests.broker.nodes.conftest import letters_of, task
 from tests.support.nodes import AgentNode, Farm
 from tests.support.spans import EXPORTER, FILE, FoundSpan, Spans, recorded, tree
@@ -159,6 +162,39 @@ async def test_an_event_is_processed_in_the_trace_of_who_published_it(
             lambda wanted=expected: wanted in [tree(one) for one in spans.traces_of(event.message_id)],
             timeout=20,
         )
+
+
+async def test_a_workflow_is_the_parent_of_its_phases_and_tasks(
+    conductor: Conductor, node: AgentNode, spans: Spans
+) -> None:
+    order = task("judge")
+    definition = WorkflowDefinition(name="one step", phases=[WorkflowPhase.DEVELOPMENT], tasks=[order])
+    with trace.get_tracer("test").start_as_current_span("program"):
+        await WorkflowEngine(conductor, conductor.state).run_workflow(definition)
+
+    def steps() -> list[str]:
+        found = tree(spans.of_task(order.task_id))
+        return [line for line in found if not line.strip().endswith(" workflow")]
+
+    expected = [
+        "program",
+        "  workflow one step",
+        "    phase development",
+        "      dispatch to judge",
+        "        process to judge",
+        "          execute to judge",
+        "        result to judge",
+    ]
+    await wait_until(lambda: steps() == expected, timeout=30)
+
+
+async def test_a_run_that_is_stopped_is_an_error(conductor: Conductor, node: AgentNode, spans: Spans) -> None:
+    order = task("judge")
+    definition = WorkflowDefinition(name="stopped", phases=[WorkflowPhase.DEVELOPMENT], tasks=[order])
+    engine = WorkflowEngine(conductor, conductor.state, stop_on_failure=True)
+    await engine.run_workflow(definition)
+    [run] = [span for span in spans.all() if span.name == "workflow stopped"]
+    assert (run.status, run.attributes["error.type"]) == ("ERROR", "WORKFLOW_FAILED")
 
 
 async def test_without_tracing_nothing_is_imported_and_no_header_sent(farm: Farm, agent: AgentNode) -> None:
