@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import time
+from importlib import metadata
 from typing import Any
 
 from celery.worker import state as worker_state
@@ -11,6 +14,8 @@ from conductor.broker.node_request import NodeRequest
 
 #: The name of the command that ends one run of a task.
 CANCEL_TASK = "conductor_cancel_task"
+#: The name of the command that asks what a node is: its versions, settings and clock.
+DESCRIBE = "conductor_describe"
 
 
 def register() -> None:
@@ -18,6 +23,7 @@ def register() -> None:
     Panel.register(
         name=CANCEL_TASK, type="control", args=[("task_id", str), ("run", str)], signature="<task_id> <run>"
     )(cancel_task)
+    Panel.register(name=DESCRIBE, type="inspect")(describe)
 
 
 def cancel_task(state: Any, task_id: str, run: str = "", **_: Any) -> dict[str, Any]:
@@ -32,3 +38,22 @@ def cancel_task(state: Any, task_id: str, run: str = "", **_: Any) -> dict[str, 
     grace = state.app.config.work.hard_limit_grace
     request.cancel_run(state.consumer.pool, grace, state.consumer.timer.call_after)
     return {"ok": "cancelling"}
+
+
+def describe(state: Any, **_: Any) -> dict[str, Any]:
+    """Tell what may differ from node to node: versions, times in seconds, and the clock since 1970."""
+    work = state.app.config.work
+    libraries = {
+        "conductor": "conductorai",
+        "celery": "celery",
+        "kombu": "kombu",
+        "redis": "redis",
+        "amqp": "amqp",
+    }
+    versions = {name: metadata.version(distribution) for name, distribution in libraries.items()}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "visibility_timeout": work.visibility_timeout,
+        "touch_interval": work.touch_interval,
+        "clock": time.time(),
+    }

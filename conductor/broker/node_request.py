@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from datetime import UTC, datetime
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from celery.worker.request import Request, task_ready
 from conductor.broker.node_runner import CANCEL_SIGNAL
 from conductor.broker.results import TaskFailed
 from conductor.broker.task_message import check
+from conductor.broker.task_messages import SENT_HEADER
 from conductor.core.exceptions import ConductorError
 from conductor.core.log_ids import bound_ids
 
@@ -73,6 +75,14 @@ class NodeRequest(Request):  # type: ignore[misc]
         """The agent that was asked; None for a dispatched task."""
         agent_id = self._kwargs.get("agent_id")
         return agent_id if isinstance(agent_id, str) else None
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+        """Send an event; that of the start says how many seconds the task waited, if that is known."""
+        sent = self.request_dict.get(SENT_HEADER)
+        if type == "task-started" and isinstance(sent, (int, float)):
+            due = self.eta.timestamp() if self.eta is not None else 0.0
+            fields["waited"] = max(time.time() - max(sent, due), 0.0)
+        super().send_event(type, **fields)
 
     def maybe_expire(self) -> bool:
         """Tell whether nobody waits for it any more.

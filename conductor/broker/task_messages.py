@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+#: Header of a task: seconds since the epoch at which it was sent.
+SENT_HEADER = "conductor_sent"
+
+
 class TaskMessages(AMQP):  # type: ignore[misc]
-    """Says when a task expires in its headers only.
+    """Says when a task was sent, and when it expires in its headers only.
 
     Celery 5.7 also has RabbitMQ drop the message at that time, and nobody would hear of its end.
     """
+
+    def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
+        """Make the message of a task."""
+        message = super().as_task_v2(*arguments, **options)
+        message.headers[SENT_HEADER] = time.time()
+        return message
 
     def _create_task_sender(self) -> Callable[..., Any]:
         send: Callable[..., Any] = super()._create_task_sender()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from conductor.cli import dead_letter_commands, looking_commands
+from conductor.cli import dead_letter_commands, looking_commands, watching_commands
 from conductor.cli.execution import Settings, execute
 from conductor.cli.options import Json
 from conductor.cli.output import Output
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(dead_letter_commands.app, name="dlq", rich_help_panel=looking_commands.PANEL)
 app.add_typer(looking_commands.app)
+app.add_typer(watching_commands.app)
 
 Type = Annotated[MessageType, typer.Option("--type", "-t", help="The message's type.")]
 Payload = Annotated[

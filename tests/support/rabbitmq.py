@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kombu import Connection, Exchange
+
 from tests.support.waiting import wait_until_sync
 
 HOST, PORT = "127.0.0.1", 5672
@@ -55,6 +57,23 @@ def virtual_host() -> Iterator[str]:
         yield f"amqp://guest:guest@{HOST}:{PORT}/{name}"
     finally:
         _ctl("delete_vhost", name)
+
+
+@contextmanager
+def user(name: str, password: str, url: str, configure: str, write: str, read: str) -> Iterator[None]:
+    """A user with these rights in the virtual host in url, deleted afterwards."""
+    _ctl("add_user", name, password)
+    try:
+        _ctl("set_permissions", "-p", url.rsplit("/", 1)[1], name, configure, write, read)
+        yield
+    finally:
+        _ctl("delete_user", name)
+
+
+def declare_topic_exchange(url: str, name: str) -> None:
+    """Make a durable topic exchange."""
+    with Connection(url) as connection:
+        Exchange(name, type="topic", durable=True)(connection.default_channel).declare()
 
 
 def server_absence() -> str | None:
