@@ -45,13 +45,16 @@ def absence() -> str | None:
 
 
 @contextmanager
-def virtual_host() -> Iterator[str]:
-    """The URL of an empty virtual host, deleted afterwards; or the one the environment names."""
-    if given := os.environ.get(URL):
+def virtual_host(default_queue_type: str | None = None) -> Iterator[str]:
+    """The URL of an empty virtual host, deleted afterwards; or the one the environment names.
+
+    One with a default type of queues is always made, which needs rabbitmqctl.
+    """
+    if default_queue_type is None and (given := os.environ.get(URL)):
         yield given
         return
     name = f"conductor-test-{uuid.uuid4().hex[:12]}"
-    _ctl("add_vhost", name)
+    _ctl("add_vhost", name, *(["--default-queue-type", default_queue_type] if default_queue_type else []))
     try:
         _ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
         yield f"amqp://guest:guest@{HOST}:{PORT}/{name}"
