@@ -1,0 +1,60 @@
+"""The quick start does what it says, and what other pages show is right as far as it can be checked here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conductor.core.config import ConductorConfig
+from tests.support.cli import background, conductor, environment
+from tests.support.projects import write_files
+from workers.agents import AGENTS
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def test_the_quick_start_runs(tmp_path: Path) -> None:
+    text = (DOCS / "quickstart.md").read_text()
+    files = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', text, re.DOTALL))
+    write_files(tmp_path, files)
+    [up] = re.findall(r"^\$ conductor (up .*)", text, re.MULTILINE)
+    [(dispatch, shown)] = re.findall(r"^\$ conductor (dispatch .*)\n([^`]+)```", text, re.MULTILINE)
+    [printed] = re.findall(r"It prints `(.*?)`", text)
+    data = tmp_path / "data"
+    with background(data, *up.split(), "--json", cwd=tmp_path) as agents:
+        agents.wait_for_event(event="ready")
+        done = conductor(data, *dispatch.split())
+        assert re.sub(r"\d+\.\d s", "N s", done.stdout) == re.sub(r"\d+\.\d s", "N s", shown)
+        asked = subprocess.run(
+            [sys.executable, "ask.py"], env=environment(data), cwd=tmp_path, capture_output=True, text=True,
+            timeout=90, check=False,
+        )  # fmt: skip
+    assert asked.stdout == f"{printed}\n", asked.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_in_the_documents_compiles(page: Path) -> None:
+    for block in re.findall(r"^```python.*?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        compile(block, page.name, "exec")
+
+
+def test_the_manifest_fits_together() -> None:
+    deployment, budget = yaml.safe_load_all((DOCS / "kubernetes" / "review.yaml").read_text())
+    kinds = [(one["apiVersion"], one["kind"]) for one in (deployment, budget)]
+    assert kinds == [("apps/v1", "Deployment"), ("policy/v1", "PodDisruptionBudget")]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+    assert budget["spec"]["selector"]["matchLabels"] == labels
+    pod = deployment["spec"]["template"]["spec"]
+    [node] = pod["containers"]
+    assert node["command"][node["command"].index("--agent") + 1] in AGENTS
+    mounts = {mount["name"] for mount in node["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    for name in (one["name"] for one in node["env"] if one["name"].startswith("CONDUCTOR_")):
+        section, _, field = name.removeprefix("CONDUCTOR_").lower().partition("__")
+        model = ConductorConfig.model_fields[section].annotation
+        assert not field or field in model.model_fields
