@@ -183,7 +183,11 @@ class KombuMessageBus(MessageBus):
             return
         self._published += 1
         if session.tracing is None:
-            await self._publish(session, channel, message, body)
+            # The many: a coroutine more would cost each of them more than looking at it does.
+            if message.correlation_id is None:
+                await session.publisher.publish(EVENTS, channel, body)
+            else:
+                await self._publish(session, channel, message, body)
             return
         with publishing(session.tracing, session.system, channel, message):
             await self._publish(session, channel, message, body, session.tracing.headers())
