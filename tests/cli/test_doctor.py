@@ -90,7 +90,7 @@ def test_a_good_server_has_no_problem(tmp_path: Path) -> None:
         found = findings(doctor(tmp_path, CONDUCTOR_NODE__HEARTBEAT_INTERVAL="60"))
         assert {finding["level"] for finding in found.values()} == {"ok"}
         assert found["broker"]["meaning"] == f"{url} answers."
-        assert found["nodes"]["meaning"] == "1 agents live: coding-1."
+        assert found["nodes"]["meaning"] == "Agents that live: coding-1."
         command = conductor(tmp_path / "data", "doctor", cwd=tmp_path)
         text = command.stdout
         assert "Redis persistence   It has an append-only file" in text
@@ -195,7 +195,7 @@ def test_tasks_that_are_held_by_nobody(tmp_path: Path) -> None:
         client.zadd("conductor.unacked_index", {"tag": time.time() - 600})
         found = findings(doctor(tmp_path))["visibility timeout"]
         assert found["level"] == "problem"
-        assert found["meaning"].startswith("1 tasks are held by nobody")
+        assert found["meaning"].startswith("Tasks are held by nobody")
 
 
 def test_nodes_that_differ(tmp_path: Path, valkey_url: str) -> None:

@@ -72,7 +72,7 @@ def check_agents(agents: list[AgentState], config: ConductorConfig) -> list[Find
 
 def _told_living(living: list[str]) -> Finding:
     if living:
-        return ok("nodes", f"{len(living)} agents live: {', '.join(living)}.")
+        return ok("nodes", f"Agents that live: {', '.join(living)}.")
     return warning(
         "nodes",
         "No agent lives: what is dispatched waits.",
@@ -92,7 +92,7 @@ def check_nodes(nodes: Descriptions, config: ConductorConfig) -> list[Finding]:
         if clock.advice:
             findings.append(clock)
     if not findings:
-        text = f"{len(nodes)} nodes answer; their versions and clocks are those of this machine."
+        text = f"Versions and clocks are those of this machine: {', '.join(sorted(nodes))}."
         findings.append(ok("nodes agree", text))
     return [*findings, _visibility(nodes, config)]
 

@@ -146,7 +146,7 @@ def _visibility(check: str, client: Any, config: ConductorConfig) -> Finding:
     if left:
         return problem(
             check,
-            f"{left} tasks are held by nobody who touches them, for more than {overdue:.0f} s, and no node "
+            f"Tasks are held by nobody who touches them for more than {overdue:.0f} s ({left}), and no node "
             "gives them back.",
             "Start a node, which takes them over; if nodes run, compare their clocks and their settings.",
         )
