@@ -158,7 +158,7 @@ class Conductor:
         `math.inf` as long as they say that it does. Where this coroutine is cancelled the task is.
         Raises PolicyViolationError, code POLICY_VIOLATION; AgentError, code NO_AGENT_TYPE (neither agent nor
         type) or TASK_ALREADY_DISPATCHED (an earlier run has not ended); ConfigurationError for a bad
-        `expires`; and MessageBusError, code BROKER_UNAVAILABLE.
+        `expires`; and MessageBusError, code BROKER_UNAVAILABLE or MESSAGE_TOO_LARGE.
         """
         if expires is not None and not 0 < expires < MAX_EXPIRY:
             raise ConfigurationError(

@@ -21,6 +21,7 @@ from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
 from kombu import Connection
 from kombu.transport import pyamqp
 
+from conductor.broker.plain_message import PlainMessage
 from conductor.broker.topology import WORK, durable_queue
 
 if TYPE_CHECKING:
@@ -34,9 +35,14 @@ TRANSPORTS = {"amqp": f"{_MODULE}:Transport", "amqps": f"{_MODULE}:TLSTransport"
 Connection.resolve_aliases.update({name: scheme for scheme, name in TRANSPORTS.items()})
 
 
+class Message(pyamqp.Message, PlainMessage):  # type: ignore[misc]
+    """A message of `Channel`."""
+
+
 class Channel(pyamqp.Channel):  # type: ignore[misc]
     """A channel of `Transport`. One that consumes must publish nothing once `keep` was called."""
 
+    Message = Message
     _transacts: bool
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -20,6 +20,7 @@ from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.records import TaskRecords, pending_record, record_key
 from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
+from conductor.broker.task_message import task_bytes
 from conductor.broker.task_sender import TaskSender, broker_unavailable
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection, limit_reading, system_of
@@ -27,6 +28,7 @@ from conductor.broker.unclaimed import MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import AgentError, ConductorError, StateError
 from conductor.core.fields import utc_now
+from conductor.core.message_size import check_size
 from conductor.core.tracing import current_headers, span_of, task_attributes
 from conductor.store.endpoint import read_url
 from conductor.store.link import Link
@@ -240,7 +242,7 @@ class Dispatcher:
         }
 
     def _message(self, task: TaskDefinition, run: str, expires: float | None) -> Any:
-        return self._app.amqp.as_task_v2(
+        message = self._app.amqp.as_task_v2(
             task.task_id,
             EXECUTE_TASK,
             args=(task.model_dump(mode="json"),),
@@ -251,6 +253,12 @@ class Dispatcher:
             argsrepr=f"({task.name[:NAME_LIMIT]!r})",
             kwargsrepr="{}",
         )
+        check_size(
+            f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})",
+            task_bytes(message),
+            self._config.bus.max_message_bytes,
+        )
+        return message
 
 
 def is_run_for(run: str, task: TaskDefinition) -> bool:

@@ -15,6 +15,7 @@ from conductor.broker.link_thread import LinkThread
 from conductor.core.channels import compile_pattern
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.exceptions import MessageBusError
+from conductor.core.message_size import bytes_in, check_size
 from conductor.core.messages import AgentMessage
 from conductor.orchestration.groups import dead_letter, too_many_losses, verdict
 
@@ -51,11 +52,13 @@ class GroupThread(LinkThread[GroupLink]):
         office: Office,
         policy: RetryPolicy,
         max_losses: int,
+        max_message_bytes: int,
     ) -> None:
         super().__init__(name, url, open_link)
         self._office = office
         self._policy = policy
         self._max_losses = max_losses
+        self._max_message_bytes = max_message_bytes
         self._members: list[Member] = []
         self._jobs: deque[Job] = deque()
         self._reports: deque[tuple[Delivery, BaseException | None]] = deque()
@@ -175,6 +178,11 @@ class GroupThread(LinkThread[GroupLink]):
         member = delivery.member
         if delivery.published and not compile_pattern(member.pattern)(delivery.channel or ""):
             self._drop(link, delivery)
+            return
+        try:
+            check_size("A message", bytes_in(delivery.body), self._max_message_bytes)
+        except MessageBusError as error:
+            self._bury(link, delivery, error, DeadLetterReason.REFUSED, delivery.trial)
             return
         try:
             delivery.message = AgentMessage.model_validate_json(delivery.body)

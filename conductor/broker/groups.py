@@ -200,7 +200,13 @@ class Groups:
         settings = self._settings
         name = f"conductor bus {settings.bus_id[:8]} groups"
         thread = GroupThread(
-            name, settings.url, self._open_link, self, settings.retry_policy, settings.max_losses
+            name,
+            settings.url,
+            self._open_link,
+            self,
+            settings.retry_policy,
+            settings.max_losses,
+            settings.max_message_bytes,
         )
         thread.start()
         return thread

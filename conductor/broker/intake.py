@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally, Traced
 from conductor.core.channels import compile_pattern
+from conductor.core.exceptions import MessageBusError
+from conductor.core.message_size import bytes_in, check_size, most_on_the_wire, too_large
 from conductor.core.messages import AgentMessage
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class LoopIntake:
         pending: PendingRequests,
         origins: Origins,
         limit: int,
+        max_message_bytes: int,
         tally: Tally,
         turn: Turn,
         tracing: Tracing | None,
@@ -50,6 +53,7 @@ class LoopIntake:
         self._pending = pending
         self._origins = origins
         self._limit = limit
+        self._max_message_bytes = max_message_bytes
         self._waiting: deque[tuple[Raw, Receiver]] = deque()
         self._scheduled = False
         self._closed = False
@@ -102,10 +106,16 @@ class LoopIntake:
 
     def _handle(self, route: Route, raw: Raw, receiver: Receiver) -> None:
         try:
+            self._check_whole(receiver.size(raw))
             incoming = receiver.decode(raw)
             if route.address.over_delivers and not _wanted(route, incoming):
                 return
+            self._check_body(incoming.body)
             message = AgentMessage.model_validate_json(incoming.body)
+        except MessageBusError as error:
+            self._tally.refused += 1
+            logger.warning("What came on %s is dropped: %s", receiver.channel(raw), error)
+            return
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self._refuse(receiver.channel(raw), error)
             return
@@ -123,6 +133,14 @@ class LoopIntake:
                 subscription.put(each)
             else:
                 subscription.put(Traced(each, incoming, self._tracing, self._system))
+
+    def _check_whole(self, size: int) -> None:
+        """Refuse what cannot be a message before it is read: that alone would take long."""
+        if size > most_on_the_wire(self._max_message_bytes):
+            raise too_large("A message", size, self._max_message_bytes)
+
+    def _check_body(self, body: str | bytes) -> None:
+        check_size("A message", bytes_in(body), self._max_message_bytes)
 
     def _refuse(self, channel: str, error: Exception) -> None:
         self._tally.invalid += 1

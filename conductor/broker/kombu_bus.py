@@ -14,6 +14,7 @@ from conductor.broker.transport import scheme_of, system_of
 from conductor.core.channels import RESPONSE, validate_channel, validate_group, validate_pattern
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
 from conductor.core.retry import RetryPolicy
 from conductor.orchestration.groups import check_membership
 from conductor.orchestration.message_bus import (
@@ -51,6 +52,8 @@ class KombuMessageBus(MessageBus):
         publish_timeout: seconds that publishing and subscribing wait for an absent broker, then
             MessageBusError with code BROKER_UNAVAILABLE. The message may have arrived nevertheless.
         connect_timeout: seconds that `connect` waits.
+        max_message_bytes: bytes of a message as JSON; a larger one is a MessageBusError with code
+            MESSAGE_TOO_LARGE, and one that was received is dropped, counted in `refused_count` and logged.
         retry_policy: when members of groups try a failed message again; RetryPolicy() by default.
         max_losses: how often a message may be with a member that dies before it is a dead letter.
         dedup_url: the Redis where groups on RabbitMQ note what they had; for `deduplicate` only.
@@ -69,6 +72,7 @@ class KombuMessageBus(MessageBus):
         buffer_size: int = 65536,
         publish_timeout: float = 10.0,
         connect_timeout: float = 5.0,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         retry_policy: RetryPolicy | None = None,
         max_losses: int = 3,
         dedup_url: str | None = None,
@@ -81,6 +85,7 @@ class KombuMessageBus(MessageBus):
             ("buffer_size", buffer_size),
             ("publish_timeout", publish_timeout),
             ("connect_timeout", connect_timeout),
+            ("max_message_bytes", max_message_bytes),
             ("max_losses", max_losses),
             ("visibility_timeout", visibility_timeout),
             ("touch_interval", touch_interval),
@@ -104,6 +109,7 @@ class KombuMessageBus(MessageBus):
             buffer_size=buffer_size,
             publish_timeout=publish_timeout,
             connect_timeout=connect_timeout,
+            max_message_bytes=max_message_bytes,
             retry_policy=retry_policy or RetryPolicy(),
             max_losses=max_losses,
             dedup_url=dedup_url,
@@ -150,6 +156,11 @@ class KombuMessageBus(MessageBus):
         """How many received messages were no AgentMessage, since connecting."""
         return self._session.tally.invalid if self._session is not None else 0
 
+    @property
+    def refused_count(self) -> int:
+        """How many received messages were refused, for their size or signature, since connecting."""
+        return self._session.tally.refused if self._session is not None else 0
+
     async def connect(self) -> None:
         """See `MessageBus.connect`.
 
@@ -178,7 +189,7 @@ class KombuMessageBus(MessageBus):
         """
         session = self._require("publish")
         validate_channel(channel)
-        body = encode_message(message)
+        body = encode_message(message, self._settings.max_message_bytes)
         if message.is_expired():
             return
         self._published += 1
@@ -220,7 +231,7 @@ class KombuMessageBus(MessageBus):
     async def reply(self, inbox: str, message: AgentMessage) -> None:
         """Send `message` to the inbox of who asked, its `bus_id`, and nowhere else."""
         session = self._require("reply")
-        body, asked = encode_message(message), message.correlation_id
+        body, asked = encode_message(message, self._settings.max_message_bytes), message.correlation_id
         if session.tracing is None:
             await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked)
             return
@@ -272,7 +283,7 @@ class KombuMessageBus(MessageBus):
         """See `MessageBus.request`."""
         session = self._require("request")
         validate_channel(channel)
-        encode_message(message)
+        encode_message(message, self._settings.max_message_bytes)
         answer_by = time.time() + timeout
 
         def ask(channel: str, question: AgentMessage) -> Awaitable[None]:
@@ -302,7 +313,7 @@ class KombuMessageBus(MessageBus):
         return session.publisher.publish(
             EVENTS,
             channel,
-            encode_message(question),
+            encode_message(question, self._settings.max_message_bytes),
             reply_to=self.bus_id,
             correlation_id=question.correlation_id,
             answer_by=answer_by,
@@ -328,6 +339,7 @@ def configured_bus(config: ConductorConfig, addresses: Addresses) -> KombuMessag
         buffer_size=config.bus.buffer_size,
         publish_timeout=config.bus.publish_timeout,
         connect_timeout=config.bus.connect_timeout,
+        max_message_bytes=config.bus.max_message_bytes,
         retry_policy=config.errors.retry,
         max_losses=config.errors.max_worker_losses,
         dedup_url=addresses.redis_url,

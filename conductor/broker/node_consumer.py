@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.consumer import Consumer
 
 from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
+from conductor.broker.task_message import check_task_size
+from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.exceptions import ConductorError
 from conductor.store.embedded import EmbeddedServer
 
@@ -50,9 +52,15 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Message], Any]:
         """Give the handler of messages, which a bad one cannot end: Celery 5.7 lets some errors through."""
+        limit = self.app.config.bus.max_message_bytes
         handle = super().create_task_handler(*arguments, **options)
 
         def on_message(message: Message) -> Any:
+            try:
+                check_task_size(message, limit)
+            except ConductorError as error:
+                self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.error_code)
+                return None
             try:
                 return handle(message)
             except _DAMAGE as error:
@@ -61,12 +69,18 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
 
         return on_message
 
-    def _put_aside(self, message: Message, reason: str) -> None:
+    def _put_aside(
+        self,
+        message: Message,
+        text: str,
+        reason: DeadLetterReason = DeadLetterReason.UNDECODABLE,
+        code: str = "INVALID_TASK",
+    ) -> None:
         if message.acknowledged:
             return
-        logger.error("%s It becomes a dead letter.", reason)
+        logger.error("%s It becomes a dead letter.", text)
         try:
-            self.app.node.desk.put_aside(message, reason)
+            self.app.node.desk.put_aside(message, text, reason, code)
         except (ConductorError, TimeoutError):
             logger.exception("A bad message could not be put aside: it is delivered again")
             message.reject_log_error(logger, self.connection_errors, requeue=True)

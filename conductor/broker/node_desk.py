@@ -122,13 +122,13 @@ class NodeDesk:
         result = result_without_agent(request.id, UNKNOWN_AGENT, TaskStatus.FAILED, text, "TASK_EXPIRED")
         self._bury(request, result, DeadLetterReason.EXPIRED, None)
 
-    def put_aside(self, message: Message, reason: str) -> None:
-        """Make a dead letter of a message that is no task; its failure is filed if it names one.
+    def put_aside(self, message: Message, text: str, reason: DeadLetterReason, code: str) -> None:
+        """Make a dead letter of a message that nobody may run; its failure is filed if it names one.
 
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
-        run, fate = Run.in_message(message, Original.of_message(message)), Fate(DeadLetterReason.UNDECODABLE)
-        self._run(self._errors.keep(run, UNKNOWN_AGENT, str(as_json(reason)), "INVALID_TASK", fate))
+        run, fate = Run.in_message(message, Original.of_message(message)), Fate(reason)
+        self._run(self._errors.keep(run, UNKNOWN_AGENT, str(as_json(text)), code, fate))
 
     def sweep(self) -> None:
         """Put aside some of the tasks that wait for agents nobody has ever seen."""

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from conductor.broker.node_intake import is_work
 from conductor.core.channels import BROADCAST, RESPONSE, agent_channel, phase_channel
 from conductor.core.enums import MessageType
+from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import bound_ids
-from conductor.core.messages import StatusUpdatePayload
+from conductor.core.message_size import TOO_LARGE
+from conductor.core.messages import ErrorPayload, StatusUpdatePayload
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.message_spans import processing
 from conductor.orchestration.workflow_engine import PHASE_AGENT_TYPES
@@ -43,7 +45,20 @@ class EventDesk:
             await self._bus.subscribe(channel, partial(self._on_event, agent))
 
     async def reply(self, response: AgentMessage, inbox: str | None) -> None:
-        """Send an answer to who asked, or to whoever listens for answers."""
+        """Send an answer to who asked, or to whoever listens; if it is too large, that it is."""
+        try:
+            await self._send(response, inbox)
+        except MessageBusError as error:
+            if error.error_code != TOO_LARGE:
+                raise
+            logger.warning("The answer to %s is not sent: %s", response.correlation_id, error)
+            payload = ErrorPayload(
+                error_code=error.error_code, error_message=error.message, agent_id=response.sender_id
+            )
+            changes = {"message_type": MessageType.ERROR, "payload": payload.model_dump(mode="json")}
+            await self._send(response.model_copy(update=changes), inbox)
+
+    async def _send(self, response: AgentMessage, inbox: str | None) -> None:
         if inbox is None:
             await self._bus.publish(RESPONSE, response)
         else:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from conductor.broker import topology
 from conductor.core.channels import agent_channel
 from conductor.core.enums import MessageType
+from conductor.core.message_size import bytes_in, too_large
 from conductor.core.messages import AgentMessage
 from conductor.core.tracing import trace_headers
 
@@ -81,7 +82,9 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
     shutdown = stop
 
     def _consume(self, queue: Any, on_message: Any) -> None:
-        Consumer(self._channel, [queue], on_message=on_message, no_ack=True).consume()
+        consumer = Consumer(self._channel, [queue], on_message=on_message, no_ack=True)
+        consumer.on_decode_error = _on_decode_error
+        consumer.consume()
 
     def _probe(self, c: Any, driver: str, probe: str) -> None:
         exchange = topology.replies_exchange(driver)
@@ -95,6 +98,10 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             node.listening = True
 
     def _on_message(self, c: Any, agent: HostedAgent, message: Any) -> None:
+        size, most = bytes_in(message.body or b""), c.app.config.bus.max_message_bytes
+        if size > most:
+            logger.warning("Agent %s: %s", agent.agent_id, too_large("A message", size, most))
+            return
         try:
             request = AgentMessage.model_validate_json(message.body)
         except ValidationError as error:
@@ -141,6 +148,10 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             app.amqp.send_task_message(
                 producer, HANDLE_MESSAGE, task, queue=topology.agent_queue(agent.agent_id)
             )
+
+
+def _on_decode_error(_message: Any, error: Exception) -> None:
+    logger.warning("A message to an agent is dropped: %s", error)
 
 
 def _deadline(message: Any) -> float | None:

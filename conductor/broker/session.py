@@ -44,6 +44,7 @@ class BusSettings:
     buffer_size: int
     publish_timeout: float
     connect_timeout: float
+    max_message_bytes: int
     retry_policy: RetryPolicy
     max_losses: int
     dedup_url: str | None
@@ -73,6 +74,7 @@ class Session:
             pending,
             self.origins,
             settings.buffer_size,
+            settings.max_message_bytes,
             self.tally,
             self._turn,
             self.tracing,

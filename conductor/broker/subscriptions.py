@@ -34,6 +34,7 @@ class Tally:
 
     dropped: int = 0
     invalid: int = 0
+    refused: int = 0
 
 
 class Overflow:

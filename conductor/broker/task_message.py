@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from celery.exceptions import InvalidTaskError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
+
+from conductor.core.message_size import WRAPPING, bytes_in, check_size, most_on_the_wire, too_large
 
 if TYPE_CHECKING:
     from celery.worker.request import Request
+    from kombu import Message
 
 #: Seconds; a limit that is longer than that is none.
 LONGEST = 10**9
@@ -93,6 +99,25 @@ def check(request: Request) -> None:
         raise InvalidTaskError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
     except (TypeError, OverflowError, ValueError) as error:
         raise InvalidTaskError(str(error)) from error
+
+
+def task_bytes(message: Any) -> int:
+    """Count the bytes of a message that Celery is about to send, as compact JSON."""
+    return len(to_json(message.body)) + len(to_json(message.headers))
+
+
+def check_task_size(message: Message, limit: int) -> None:
+    """Raise MessageBusError, code MESSAGE_TOO_LARGE, for a message as it came."""
+    size = bytes_in(message.body or b"")
+    if size > most_on_the_wire(limit):
+        raise too_large("The message", size, limit)
+    size += len(to_json(message.headers, fallback=repr, inf_nan_mode="strings"))
+    if size <= limit + WRAPPING:
+        return
+    with contextlib.suppress(ValueError):
+        # Celery's JSON is longer than the one that is counted where a message is sent.
+        size = task_bytes(SimpleNamespace(body=from_json(message.body), headers=message.headers))
+    check_size("The message", size, limit + WRAPPING)
 
 
 def _check_depth(found: dict[str, Any]) -> None:

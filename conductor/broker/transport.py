@@ -32,11 +32,13 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from kombu import Connection
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from conductor.broker.amqp_transport import TRANSPORTS as AMQP_TRANSPORTS
+from conductor.broker.plain_message import PlainMessage
 from conductor.broker.results import script
 from conductor.broker.topology import EVENTS, REPLIES, WORK
 from conductor.core.config import mask_url
@@ -92,10 +94,15 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
                 client.zadd(self.unacked_index_key, dict.fromkeys(held, now), xx=True)
 
 
+class Message(virtual.Message, PlainMessage):  # type: ignore[misc]
+    """A message of `Channel`."""
+
+
 class _ChannelMixin:
     """What our channels do otherwise; see the module."""
 
     QoS = QoS
+    Message = Message
     unacked_key = "conductor.unacked"
     unacked_index_key = "conductor.unacked_index"
     unacked_mutex_key = "conductor.unacked_mutex"
@@ -191,7 +198,7 @@ class _ChannelMixin:
             }:
                 body.encode()
                 properties["delivery_tag"] = tag
-                self.Message(found, channel=self)  # type: ignore[attr-defined]
+                self.Message(found, channel=self)
             case _:
                 raise ValueError("this is no message of kombu's")
 

@@ -115,6 +115,9 @@ class Receiver(Protocol):
     def channel(self, raw: Raw) -> str:
         """The channel on which `raw` came; never raises."""
 
+    def size(self, raw: Raw) -> int:
+        """The bytes of `raw` at least; never raises."""
+
     def decode(self, raw: Raw) -> Incoming:
         """Read what `receive` gave; ValueError, TypeError or KeyError if it makes no sense."""
 

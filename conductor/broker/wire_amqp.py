@@ -182,6 +182,10 @@ class AmqpReceiver(AmqpLink):
         """See `Receiver.channel`."""
         return channel_of(AMQP, raw[1].delivery_info["routing_key"])
 
+    def size(self, raw: Raw) -> int:
+        """See `Receiver.size`."""
+        return len(raw[1].body)
+
     def decode(self, raw: Raw) -> Incoming:
         """See `Receiver.decode`."""
         _, message = raw

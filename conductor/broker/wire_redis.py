@@ -182,6 +182,10 @@ class RedisReceiver(_RedisLink):
         topic: bytes = raw[1]
         return topic.decode(errors="replace").split("/", 2)[-1]
 
+    def size(self, raw: Raw) -> int:
+        """See `Receiver.size`."""
+        return len(raw[2])
+
     def decode(self, raw: Raw) -> Incoming:
         """See `Receiver.decode`."""
         message: dict[str, Any] = from_json(raw[2])

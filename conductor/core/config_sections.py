@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from conductor.core.fields import NonEmptyStr
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
 from conductor.core.retry import RetryPolicy
 from conductor.core.urls import check_url, mask_url
 
@@ -61,6 +62,8 @@ class BusConfig(Section):
     publish_timeout: Seconds = 10.0
     """How long a publish waits for an absent broker."""
     connect_timeout: Seconds = 5.0
+    max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024)
+    """Bytes of a message or task, as compact JSON; larger ones are refused when sent and when received."""
 
 
 class WorkConfig(Section):

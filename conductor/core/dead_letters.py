@@ -11,6 +11,8 @@ from conductor.core.messages import AgentMessage, ErrorPayload
 from conductor.core.models import StrictModel
 
 SENDER = "dead_letters"
+#: Characters that an announcement has of an error, so that it is never too large to be sent.
+_TEXT_LIMIT, _TRACEBACK_LIMIT = 4_000, 24_000
 
 
 class DeadLetterReason(StrEnum):
@@ -18,6 +20,8 @@ class DeadLetterReason(StrEnum):
 
     RETRIES_EXHAUSTED = "retries_exhausted"
     """It failed with an error worth another try, as often as the retry policy allows."""
+    REFUSED = "refused"
+    """It is larger than messages may be, or not signed as they have to be."""
     REJECTED = "rejected"
     """It failed with an error that another try does not mend, or its agent said so."""
     UNDECODABLE = "undecodable"
@@ -70,12 +74,13 @@ def announcement(letter: DeadLetter) -> AgentMessage:
     """Make the message that tells `conductor:dlq` of a letter."""
     payload = ErrorPayload(
         error_code=letter.error_code,
-        error_message=letter.error_message,
+        error_message=letter.error_message[:_TEXT_LIMIT],
         agent_id=letter.agent_id,
         task_id=letter.task_id,
-        traceback=letter.traceback,
+        traceback=None if letter.traceback is None else letter.traceback[-_TRACEBACK_LIMIT:],
     )
     facts = letter.model_dump(mode="json", exclude={"body", "headers", "properties", "traceback"})
+    facts["error_message"] = letter.error_message[:_TEXT_LIMIT]
     return AgentMessage(
         message_type=MessageType.ERROR,
         sender_id=letter.agent_id or SENDER,

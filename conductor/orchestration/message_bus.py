@@ -16,6 +16,7 @@ from conductor.core.channels import DLQ, compile_pattern, validate_channel, vali
 from conductor.core.dead_letters import DeadLetter, announcement
 from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, check_size
 from conductor.core.messages import AgentMessage
 from conductor.core.retry import RetryPolicy
 from conductor.core.tracing import find_tracing
@@ -77,7 +78,10 @@ class MessageBus(ABC):
 
     @abstractmethod
     async def publish(self, channel: str, message: AgentMessage) -> None:
-        """Send `message` to every subscriber of `channel`; an expired one is dropped."""
+        """Send `message` to every subscriber of `channel`; an expired one is dropped.
+
+        MessageBusError: INVALID_MESSAGE, and MESSAGE_TOO_LARGE for one that has too many bytes as JSON.
+        """
 
     @abstractmethod
     async def subscribe(
@@ -136,20 +140,26 @@ def not_connected(operation: str) -> MessageBusError:
     )
 
 
-def encode_message(message: AgentMessage) -> bytes:
-    """Write `message` as JSON; what is not one, or has no JSON form: MessageBusError, INVALID_MESSAGE."""
+def encode_message(message: AgentMessage, limit: int = DEFAULT_MAX_MESSAGE_BYTES) -> bytes:
+    """Write `message` as JSON.
+
+    MessageBusError: INVALID_MESSAGE for what is not one, or has no JSON form; MESSAGE_TOO_LARGE for what has
+    more bytes than `limit`.
+    """
     if not isinstance(message, AgentMessage):
         raise MessageBusError(
             f"Only an AgentMessage can be published, not {type(message).__name__}.", "INVALID_MESSAGE"
         )
     try:
-        return message.__pydantic_serializer__.to_json(message)
+        body = message.__pydantic_serializer__.to_json(message)
     except (PydanticSerializationError, ValueError) as error:
         raise MessageBusError(
             f"Message {message.message_id} cannot be written as JSON: {error}",
             "INVALID_MESSAGE",
             {"message_id": message.message_id},
         ) from error
+    check_size(f"Message {message.message_id}", len(body), limit)
+    return body
 
 
 def check_callback(callback: Callback) -> None:
@@ -185,7 +195,13 @@ class InMemoryMessageBus(MessageBus):
     of one message run concurrently. Groups keep what waits while the bus is disconnected.
     """
 
-    def __init__(self, *, retry_policy: RetryPolicy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        retry_policy: RetryPolicy | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
         self._connected = False
         self._published = 0
         self._tracing: Tracing | None = None
@@ -232,7 +248,7 @@ class InMemoryMessageBus(MessageBus):
         """See `MessageBus.publish`; cancelling it does not cancel the callbacks."""
         self._require_connected("publish")
         validate_channel(channel)
-        body = encode_message(message)
+        body = encode_message(message, self._max_message_bytes)
         if message.is_expired():
             return
         self._published += 1
@@ -300,7 +316,7 @@ class InMemoryMessageBus(MessageBus):
         """See `MessageBus.request`."""
         self._require_connected("request")
         validate_channel(channel)
-        encode_message(message)
+        encode_message(message, self._max_message_bytes)
         if self._tracing is None:
             return await self._pending.ask(channel, message, timeout, self.publish)
         with requesting(self._tracing, IN_MEMORY, channel, message):

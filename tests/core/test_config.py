@@ -46,7 +46,12 @@ def test_defaults(tmp_path: Path) -> None:
         "data_dir": tmp_path / "data-home" / "conductor",
         "log_level": "INFO",
         "log_format": "auto",
-        "bus": {"buffer_size": 65536, "publish_timeout": 10.0, "connect_timeout": 5.0},
+        "bus": {
+            "buffer_size": 65536,
+            "publish_timeout": 10.0,
+            "connect_timeout": 5.0,
+            "max_message_bytes": 1048576,
+        },
         "work": {
             "visibility_timeout": 15.0,
             "touch_interval": 3.0,
@@ -98,7 +103,7 @@ def test_arguments_over_environment_over_file_over_defaults(
     write("bus: {buffer_size: 5, publish_timeout: 3}\nlog_level: error\n")
     monkeypatch.setenv("CONDUCTOR_BUS__BUFFER_SIZE", "7")
     config = ConductorConfig() if direct else load_config()
-    assert config.bus.model_dump() == {"buffer_size": 7, "publish_timeout": 3.0, "connect_timeout": 5.0}
+    assert (config.bus.buffer_size, config.bus.publish_timeout, config.bus.connect_timeout) == (7, 3.0, 5.0)
     assert config.log_level == "ERROR"
     assert ConductorConfig(log_level="DEBUG").log_level == "DEBUG"
 

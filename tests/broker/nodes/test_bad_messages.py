@@ -15,12 +15,14 @@ from conductor.broker.transport import kombu_connection
 from conductor.client import Conductor
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage
 from tests.broker.nodes.conftest import echo, letters_of, task
 from tests.support.nodes import AgentNode, Farm
 from tests.support.waiting import wait_until
 
 HEADERS = {"lang": "py", "task": "conductor.execute_task", "root_id": None, "parent_id": None}
+MIB = 1024 * 1024
 JSON, YEAR_10000 = "application/json", "9999-12-31T23:59:59.999999-12:00"
 QUESTION = AgentMessage(
     message_type=MessageType.FEEDBACK, sender_id="test", payload={"do": "echo", "say": "yes"}
@@ -100,6 +102,41 @@ async def test_a_pickle_is_kept_and_the_node_works_on(
     conductor: Conductor, agent: AgentNode, farm: Farm
 ) -> None:
     await _is_kept(conductor, agent, farm, b"\x80\x04N.", content_type="application/x-python-serialize")
+
+
+async def test_a_task_that_is_too_large_is_refused_when_it_is_sent(
+    conductor: Conductor, agent: AgentNode
+) -> None:
+    large = task(say="x" * MIB)
+    with pytest.raises(MessageBusError, match=r"bus\.max_message_bytes") as caught:
+        await conductor.dispatch(large, agent.agent_id)
+    assert caught.value.error_code == "MESSAGE_TOO_LARGE"
+    with pytest.raises(AgentError):
+        await conductor.handle(large.task_id)
+
+
+@pytest.mark.parametrize("size", [MIB + 5000, 5 * MIB])
+async def test_a_task_that_is_too_large_is_kept(
+    conductor: Conductor, agent: AgentNode, farm: Farm, size: int
+) -> None:
+    task_id = uuid.uuid4().hex
+    text = body([{**TASK, "input_data": {"do": "echo", "say": "x" * size}}])
+    headers = {**HEADERS, "id": task_id}
+    await asyncio.to_thread(_publish, farm, agent.agent_id, text, headers, JSON)
+    (letter,) = await wait_until(lambda: letters_of(conductor, task_id))
+    await echo(conductor, agent)
+    assert (letter.reason, letter.error_code) == ("refused", "MESSAGE_TOO_LARGE")
+    assert letter.body == text
+    await conductor.dead_letters.purge(letter.letter_id)
+
+
+@pytest.mark.parametrize("say", ["x", "é", "𝄞", '"'])
+async def test_a_task_that_is_just_not_too_large_is_done(
+    conductor: Conductor, agent: AgentNode, say: str
+) -> None:
+    text = say * ((MIB - 5000) // len(json.dumps(say, ensure_ascii=False)[1:-1].encode()))
+    handle = await conductor.dispatch(task(say=text), agent.agent_id)
+    assert (await handle.result(30)).output_data["echo"] == text
 
 
 async def test_a_task_may_be_nested_deeply(conductor: Conductor, agent: AgentNode) -> None:
