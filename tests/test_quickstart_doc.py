@@ -1,6 +1,8 @@
 """The quick start does what it says, and what other pages show is right as far as it can be checked here."""
 
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from conductor.core.config import ConductorConfig
 from tests.support.cli import background, conductor, environment
 from tests.support.projects import write_files
+from tests.support.waiting import wait_until_sync
 from workers.agents import AGENTS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -58,3 +61,37 @@ def test_the_manifest_fits_together() -> None:
         section, _, field = name.removeprefix("CONDUCTOR_").lower().partition("__")
         model = ConductorConfig.model_fields[section].annotation
         assert not field or field in model.model_fields
+
+
+def test_the_probe_of_the_manifest_tells_a_node_that_runs_from_one_that_does_not(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    [container] = next(yaml.safe_load_all((DOCS / "kubernetes" / "review.yaml").read_text()))["spec"][
+        "template"
+    ]["spec"]["containers"]
+    pod = "conductor-review-1"
+    scripts = str(Path(sys.executable).parent)
+    env = environment(tmp_path) | {
+        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "POD_NAME": pod,
+        # What Kubernetes gives a pod for a name, and celery takes for %h.
+        "HOSTNAME": socket.gethostname(),
+        "CONDUCTOR_BROKER_URL": f"{valkey_url.rpartition('/')[0]}/5",
+    }
+
+    def probe() -> int:
+        command = container["livenessProbe"]["exec"]["command"]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, timeout=90).returncode
+
+    assert probe() != 0
+    command = [word.replace("$(POD_NAME)", pod) for word in container["command"]]
+    with (tmp_path / "log").open("wb") as log:
+        node = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        wait_until_sync(
+            lambda: node.poll() is not None or "is ready:" in (tmp_path / "log").read_text(), timeout=90
+        )
+        assert probe() == 0, (tmp_path / "log").read_text()
+    finally:
+        node.terminate()
+        node.wait(60)
