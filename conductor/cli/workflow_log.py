@@ -14,6 +14,7 @@ from conductor.cli.servers import servers_of_a_run
 from conductor.client import Conductor
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import TaskStatus
+from conductor.core.exceptions import StateError
 
 #: Seconds between two looks for new events.
 PAUSE = 0.3
@@ -27,26 +28,42 @@ async def show_log(config: ConductorConfig, output: Output, workflow_id: str, *,
     """Show the events of a run, with `follow` until it ends."""
     async with servers_of_a_run(config) as config, Conductor(config) as conductor:
         workflow_id = (await find_run(conductor, workflow_id)).workflow_id
-        async for event in _events(conductor, workflow_id, follow=follow):
+        async for event in _events(conductor, workflow_id, output, follow=follow):
             output.emit(event)
             if not output.as_json:
                 output.say(_line(event))
     return 0
 
 
-async def _events(conductor: Conductor, workflow_id: str, *, follow: bool) -> AsyncIterator[dict[str, Any]]:
-    """Give each event once: an engine that takes over repeats what the dead one may not have come to."""
-    position, seen = "", set[str]()
+async def _events(
+    conductor: Conductor, workflow_id: str, output: Output, *, follow: bool
+) -> AsyncIterator[dict[str, Any]]:
+    """Give each event once: an engine that takes over repeats what the dead one may not have come to.
+
+    Who follows waits for a store that is away.
+    """
+    position, seen, away = "", set[str](), False
     while True:
-        # Asked before the events, so that none comes between.
-        state = await conductor.state.get_workflow_state(workflow_id)
-        while found := await conductor.state.workflow_events(workflow_id, position, AT_ONCE):
-            position = found[-1].position
-            for _, event in found:
-                what = str([event.get(name) for name in SAME])
-                if not event.get("repeated") or what not in seen:
-                    yield event
-                seen.add(what)
+        try:
+            # Asked before the events, so that none comes between.
+            state = await conductor.state.get_workflow_state(workflow_id)
+            found = await conductor.state.workflow_events(workflow_id, position, AT_ONCE)
+        except StateError as error:
+            if not follow or error.error_code != "STATE_UNAVAILABLE":
+                raise
+            if not away:
+                output.note(f"{error.message}; trying again")
+            away = True
+            await asyncio.sleep(PAUSE)
+            continue
+        away = False
+        for position, event in found:  # noqa: B007 - where to go on
+            what = str([event.get(name) for name in SAME])
+            if not event.get("repeated") or what not in seen:
+                yield event
+            seen.add(what)
+        if found:
+            continue
         if not follow or state is None or state.is_complete:
             return
         await asyncio.sleep(PAUSE)
