@@ -52,7 +52,7 @@ async def _events(
             if not follow or error.error_code != "STATE_UNAVAILABLE":
                 raise
             if not away:
-                output.note(f"{error.message}; trying again")
+                output.note(f"events cannot be read and are looked for again: {error.message}")
             away = True
             await asyncio.sleep(PAUSE)
             continue

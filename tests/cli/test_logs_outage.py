@@ -18,7 +18,9 @@ async def test_following_outlives_an_outage_of_the_store(tmp_path: Path) -> None
             with background(tmp_path / "data", "logs", "w", "-f", "--json") as command:
                 await wait_until(lambda: len(command.out) == 1, timeout=LIMIT)
                 await asyncio.to_thread(server.stop)
-                await wait_until(lambda: any("trying again" in line for line in command.err), timeout=LIMIT)
+                await wait_until(
+                    lambda: any("are looked for again" in line for line in command.err), timeout=LIMIT
+                )
                 await asyncio.to_thread(server.start)
                 await _append(state, "phase_started")
                 await _append(state, "workflow_ended")
