@@ -26,7 +26,7 @@ class Replay:
     """A message as it goes back to the queue it came from."""
 
     queue: str
-    body: bytes | str
+    body: bytes
     headers: dict[str, Any]
     properties: dict[str, Any]
     priority: int | None
@@ -46,7 +46,8 @@ def replay_of(letter: DeadLetter, queue: str) -> Replay:
     properties = {name: given[name] for name in _PROPERTIES if given.get(name) is not None}
     replay = Replay(
         queue=queue,
-        body=decode_body(letter) if binary or encoding == "binary" else letter.body,
+        # Bytes: py-amqp 5.4 would encode a text as the original claims to be, which may be no encoding.
+        body=decode_body(letter),
         headers={name: value for name, value in letter.headers.items() if name != TRIAL_HEADER},
         properties=properties | {"delivery_mode": PERSISTENT},
         priority=priority if isinstance(priority, int) else None,
@@ -62,7 +63,7 @@ def _as_new_run(replay: Replay, letter: DeadLetter) -> Replay:
     body, task_id = _body_of_run(letter.body, letter.letter_id), letter.headers.get("id")
     if body is None or not isinstance(task_id, str):
         return replay
-    return dc_replace(replay, body=body, task_id=task_id, task_name=letter.headers["task"])
+    return dc_replace(replay, body=body.encode(), task_id=task_id, task_name=letter.headers["task"])
 
 
 def _body_of_run(body: str, run: str) -> str | None:
