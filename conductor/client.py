@@ -22,6 +22,7 @@ from conductor.broker.task_handle import TaskHandle
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.exceptions import AgentError, ConductorError, ConfigurationError
 from conductor.core.fields import new_id
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.tracing import ended_in
 from conductor.core.tracing_setup import configure_tracing
 from conductor.orchestration.policy_factory import build_policy_engine
@@ -59,16 +60,21 @@ class Conductor:
     its own lifetime. It has the `dispatch_task` that a WorkflowEngine needs.
 
     `policy_engine`, which belongs to one Conductor, takes the place of the policies in `config`; what is
-    wrong with those is a ConfigurationError.
+    wrong with those is a ConfigurationError. `metrics` takes the numbers of its bus.
     """
 
     def __init__(
-        self, config: ConductorConfig | None = None, *, policy_engine: PolicyEngine | None = None
+        self,
+        config: ConductorConfig | None = None,
+        *,
+        policy_engine: PolicyEngine | None = None,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._config = config or load_config()
         if policy_engine is None and self._config.policies:
             policy_engine = build_policy_engine(self._config.policies, self._config.source_of("policies"))
         self._policy_engine = policy_engine
+        self._metrics = metrics
         self._embedded: EmbeddedServer | None = None
         self._addresses: Addresses | None = None
         self._parts: _Parts | None = None
@@ -120,7 +126,7 @@ class Conductor:
         try:
             addresses = await self._find_servers()
             self._flush_spans = await asyncio.to_thread(configure_tracing, self._config.tracing)
-            parts = _Parts(self._config, addresses)
+            parts = _Parts(self._config, addresses, self._metrics)
             if self._policy_engine is not None:
                 parts.admission = Admission(
                     self._policy_engine, self._config, parts.state, self.living_agents
@@ -339,9 +345,9 @@ class Conductor:
 class _Parts:
     """What a connected Conductor consists of."""
 
-    def __init__(self, config: ConductorConfig, addresses: Addresses) -> None:
+    def __init__(self, config: ConductorConfig, addresses: Addresses, metrics: Metrics) -> None:
         self.addresses = addresses
-        self.bus = configured_bus(config, addresses)
+        self.bus = configured_bus(config, addresses, metrics)
         self.state = RedisStateManager(
             addresses.redis_url,
             key_prefix=config.redis.key_prefix,

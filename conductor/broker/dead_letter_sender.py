@@ -13,6 +13,7 @@ from conductor.broker.topology import EVENTS
 from conductor.broker.transport import connect, disconnect, kombu_connection
 from conductor.broker.wire import Outgoing
 from conductor.core.channels import DLQ
+from conductor.core.metrics import NO_METRICS, Metrics
 
 if TYPE_CHECKING:
     from kombu import Connection, Producer
@@ -29,11 +30,14 @@ IO_TIMEOUT = 5.0
 class DeadLetterSender:
     """Sends letters over one connection, made at the first; blocks, and may be called from any thread."""
 
-    def __init__(self, broker_url: str, connect_timeout: float, patience: float) -> None:
+    def __init__(
+        self, broker_url: str, connect_timeout: float, patience: float, metrics: Metrics = NO_METRICS
+    ) -> None:
         """`patience` is how many seconds a letter waits for a broker that is away."""
         self._url = broker_url
         self._connect_timeout = connect_timeout
         self._patience = patience
+        self._metrics = metrics
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
@@ -46,6 +50,7 @@ class DeadLetterSender:
         """
         with self._lock:
             self._put(letter)
+            self._metrics.dead_letter(letter.reason.value)
             self._announce(letter)
         logger.warning(
             "Dead letter %s (%s): task %s of agent %s, %s: %s",

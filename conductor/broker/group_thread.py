@@ -37,6 +37,9 @@ class Office(Protocol):
     def begin(self, delivery: Delivery) -> None:
         """Have the member's callback called; `GroupThread.report` is to follow."""
 
+    def expired(self) -> None:
+        """Take note of a message that was too late."""
+
     def buried(self, letter: DeadLetter) -> None:
         """Take note of a dead letter."""
 
@@ -190,6 +193,7 @@ class GroupThread(LinkThread[GroupLink]):
             self._bury(link, delivery, error, DeadLetterReason.UNDECODABLE, delivery.trial)
             return
         if delivery.message.is_expired():
+            self._post(self._office.expired)
             _forget(link, delivery)
             self._drop(link, delivery)
         elif member.left:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from conductor.broker.session import BusSettings
     from conductor.core.dead_letters import DeadLetter
     from conductor.core.tracing import Tracing
+    from conductor.orchestration.message_counts import MessageCounts
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class Groups:
         publisher: Publisher,
         origins: Origins,
         tracing: Tracing | None,
+        counts: MessageCounts,
     ) -> None:
+        self._counts = counts
         self._settings = settings
         self._tracing = tracing
         self._connect = connect
@@ -112,8 +115,13 @@ class Groups:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def expired(self) -> None:
+        """See `Office.expired`."""
+        self._counts.expired()
+
     def buried(self, letter: DeadLetter) -> None:
         """See `Office.buried`."""
+        self._counts.metrics.dead_letter(letter.reason.value)
         # A letter about a message on the channel of letters would come there as well, and fail there again.
         if not self._closed and letter.channel != DLQ:
             body = encode_message(announcement(letter))
@@ -143,6 +151,7 @@ class Groups:
             asked = message.correlation_id or message.message_id
             self._origins.remember(asked, inbox, delivery.headers.get(DEADLINE_HEADER))
         current_message.set(message)  # for the rest of this task, which is about it
+        self._counts.delivered(delivery.member.pattern)
         if self._tracing is None:
             await delivery.member.callback(message)
             return

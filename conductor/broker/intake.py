@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally, Traced
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from conductor.broker.origins import Origins
     from conductor.broker.turn import Turn
     from conductor.broker.wire import Address, Incoming, Raw, Receiver
+    from conductor.core.metrics import Metrics
     from conductor.core.tracing import Tracing
     from conductor.orchestration.pending import PendingRequests
 
@@ -42,12 +44,19 @@ class LoopIntake:
         turn: Turn,
         tracing: Tracing | None,
         system: str,
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
         self._turn = turn
         self._tracing = tracing
         self._system = system
         self._tally = tally
-        self._overflow = Overflow("messages that the event loop had no time for", limit, tally)
+        self._overflow = Overflow(
+            "messages that the event loop had no time for",
+            limit,
+            tally,
+            partial(metrics.messages_dropped, "buffer_full"),
+        )
         self._own_inbox = own_inbox
         self._routes = routes
         self._pending = pending
@@ -144,6 +153,7 @@ class LoopIntake:
 
     def _refuse(self, channel: str, error: Exception) -> None:
         self._tally.invalid += 1
+        self._metrics.messages_dropped("invalid")
         logger.warning("What came on %s is no AgentMessage and is dropped: %s", channel, str(error)[:500])
 
 

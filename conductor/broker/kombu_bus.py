@@ -15,6 +15,7 @@ from conductor.core.channels import RESPONSE, validate_channel, validate_group, 
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.retry import RetryPolicy
 from conductor.orchestration.groups import check_membership
 from conductor.orchestration.message_bus import (
@@ -62,6 +63,7 @@ class KombuMessageBus(MessageBus):
             kept from it.
         touch_interval: seconds; how often members give a sign of life, or look after the `consumer_timeout`.
         restore_interval: seconds, on Redis; how often members look for messages whose member gave none.
+        metrics: what takes the numbers, such as PrometheusMetrics; nobody by default.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class KombuMessageBus(MessageBus):
         visibility_timeout: float = 15.0,
         touch_interval: float = 3.0,
         restore_interval: float = 3.0,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         scheme_of(url)
         for name, value in (
@@ -116,8 +119,9 @@ class KombuMessageBus(MessageBus):
             visibility_timeout=visibility_timeout,
             touch_interval=touch_interval,
             restore_interval=restore_interval,
+            metrics=metrics,
         )
-        self._pending = PendingRequests()
+        self._pending = PendingRequests(metrics)
         self._session: Session | None = None
         self._connecting = _Once()
         self._published = 0
@@ -191,8 +195,10 @@ class KombuMessageBus(MessageBus):
         validate_channel(channel)
         body = encode_message(message, self._settings.max_message_bytes)
         if message.is_expired():
+            session.counts.expired()
             return
         self._published += 1
+        session.counts.published(channel)
         if session.tracing is None:
             # The many: a coroutine more would cost each of them more than looking at it does.
             if message.correlation_id is None:
@@ -306,10 +312,12 @@ class KombuMessageBus(MessageBus):
         self, session: Session, channel: str, question: AgentMessage, answer_by: float
     ) -> asyncio.Future[None]:
         if question.is_expired():
+            session.counts.expired()
             dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             dropped.set_result(None)
             return dropped
         self._published += 1
+        session.counts.published(channel)
         return session.publisher.publish(
             EVENTS,
             channel,
@@ -329,10 +337,13 @@ class KombuMessageBus(MessageBus):
         """Forget a session that nobody closed before its event loop was; nothing can be waited for there."""
         if self._session is not None and self._session.loop.is_closed():
             self._session.abandon()
-            self._session, self._pending, self._published = None, PendingRequests(), 0
+            self._session, self._published = None, 0
+            self._pending = PendingRequests(self._settings.metrics)
 
 
-def configured_bus(config: ConductorConfig, addresses: Addresses) -> KombuMessageBus:
+def configured_bus(
+    config: ConductorConfig, addresses: Addresses, metrics: Metrics = NO_METRICS
+) -> KombuMessageBus:
     """Make the bus that a configuration asks for."""
     return KombuMessageBus(
         addresses.broker_url,
@@ -346,6 +357,7 @@ def configured_bus(config: ConductorConfig, addresses: Addresses) -> KombuMessag
         visibility_timeout=config.work.visibility_timeout,
         touch_interval=config.work.touch_interval,
         restore_interval=config.work.restore_interval,
+        metrics=metrics,
     )
 
 

@@ -19,12 +19,14 @@ from conductor.broker.wire import Address, Receiver, Sender, unavailable
 from conductor.core.exceptions import MessageBusError
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.message_bus import Callback, cancel_and_wait
+from conductor.orchestration.message_counts import MessageCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kombu import Connection
 
+    from conductor.core.metrics import Metrics
     from conductor.core.retry import RetryPolicy
     from conductor.orchestration.pending import PendingRequests
 
@@ -51,6 +53,7 @@ class BusSettings:
     visibility_timeout: float
     touch_interval: float
     restore_interval: float
+    metrics: Metrics
 
 
 class Session:
@@ -59,6 +62,7 @@ class Session:
     def __init__(self, settings: BusSettings, pending: PendingRequests) -> None:
         self.loop = asyncio.get_running_loop()
         self.tally = Tally()
+        self.counts = MessageCounts(settings.metrics)
         self.origins = Origins()
         self.tracing = find_tracing()
         self.system = system_of(settings.url)
@@ -79,12 +83,15 @@ class Session:
             self._turn,
             self.tracing,
             self.system,
+            settings.metrics,
         )
         name = f"conductor bus {settings.bus_id[:8]}"
         self.publisher = Publisher(
             f"{name} publisher", settings.url, self._open_sender, settings.publish_timeout
         )
-        self.groups = Groups(settings, self._group_connection, self.publisher, self.origins, self.tracing)
+        self.groups = Groups(
+            settings, self._group_connection, self.publisher, self.origins, self.tracing, self.counts
+        )
         self._consumer = Consumer(f"{name} consumer", settings.url, self._open_receiver, self._intake)
 
     async def open(self) -> None:
@@ -122,6 +129,7 @@ class Session:
             await self.groups.close()
         finally:
             self.groups.abandon()
+            self.counts.flush()
         await self._end_threads(limit=_IO_TIMEOUT + self._settings.connect_timeout)
 
     def abandon(self) -> None:
@@ -198,7 +206,9 @@ class Session:
 
     def _start(self, channel: str, callback: Callback, *, in_span: bool) -> Subscription:
         limit = self._settings.buffer_size
-        subscription = Subscription(channel, callback, limit, self.tally, self._turn, in_span=in_span)
+        subscription = Subscription(
+            channel, callback, limit, self.tally, self._turn, self.counts, in_span=in_span
+        )
         self._tasks.add(subscription.task)
         subscription.task.add_done_callback(self._tasks.discard)
         return subscription

@@ -15,12 +15,13 @@ from conductor.orchestration.message_bus import Callback, run_callback
 from conductor.orchestration.message_spans import processing, run_in_span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from conductor.broker.turn import Turn
     from conductor.broker.wire import Incoming
     from conductor.core.messages import AgentMessage
     from conductor.core.tracing import Tracing
+    from conductor.orchestration.message_counts import MessageCounts
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,9 @@ class Tally:
 class Overflow:
     """Counts what a full buffer could not take, and says so in the log, but not for every message."""
 
-    def __init__(self, what: str, limit: int, tally: Tally) -> None:
+    def __init__(self, what: str, limit: int, tally: Tally, count: Callable[[int], None]) -> None:
         self._what = what
+        self._hand_on = count
         self._limit = limit
         self._tally = tally
         self._count = 0
@@ -51,6 +53,7 @@ class Overflow:
         """Count `number` more; may be called from any thread."""
         self._count += number
         self._tally.dropped += number
+        self._hand_on(number)
         now = time.monotonic()
         if now >= self._log_again:
             self._log_again = now + _LOG_INTERVAL
@@ -82,13 +85,15 @@ class Subscription:
         buffer_size: int,
         tally: Tally,
         turn: Turn,
+        counts: MessageCounts,
         *,
         in_span: bool = True,
     ) -> None:
         self.callback = callback
         self.task: asyncio.Task[None] = asyncio.ensure_future(self._run())
         self.task.set_name(f"conductor subscription {channel}")
-        self._overflow = Overflow(f"a subscription to {channel}", buffer_size, tally)
+        self._overflow = Overflow(f"a subscription to {channel}", buffer_size, tally, counts.dropped)
+        self._counts = counts
         self._channel = channel
         self._limit = buffer_size
         self._buffer: deque[AgentMessage | Traced] = deque()
@@ -122,7 +127,10 @@ class Subscription:
             message = self._buffer.popleft()
             if isinstance(message, Traced):
                 await self._call_traced(message)
-            elif not message.is_expired():
+            elif message.is_expired():
+                self._counts.expired()
+            else:
+                self._counts.delivered(self._channel)
                 await self._call(message)
             if self._turn.is_over():
                 await asyncio.sleep(0)
@@ -131,7 +139,9 @@ class Subscription:
         """Call the callback in a span of its own, or directly below who published."""
         message, incoming, tracing = traced.message, traced.incoming, traced.tracing
         if message.is_expired():
+            self._counts.expired()
             return
+        self._counts.delivered(self._channel)
         if not self._in_span:
             with tracing.below(incoming.headers):
                 await self._call(message)

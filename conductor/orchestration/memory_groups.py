@@ -46,7 +46,8 @@ class _Member:
 class MemoryGroup:
     """Gives each message to the member that has waited longest; belongs to one event loop.
 
-    `start` runs a coroutine as a task that a disconnecting bus cancels; `bury` files a dead letter.
+    `start` runs a coroutine as a task that a disconnecting bus cancels; `bury` files a dead letter;
+    `count` is told of each message that comes to a member, and whether it had expired.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class MemoryGroup:
         policy: RetryPolicy,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         bury: Callable[[DeadLetter], Awaitable[None]],
+        count: Callable[[bool], None],
     ) -> None:
         self._queue = queue
         self._policy = policy
         self._start = start
         self._bury = bury
+        self._count = count
         self._waiting: deque[_Item] = deque()
         self._later: dict[asyncio.TimerHandle, _Item] = {}
         self._members: list[_Member] = []
@@ -134,8 +137,12 @@ class MemoryGroup:
 
     async def _try(self, member: _Member, item: _Item) -> None:
         message = delivered_copy(item.body, item.trial)
-        if message.is_expired() or self._is_repetition(member, item):
+        if message.is_expired():
+            self._count(True)  # noqa: FBT003
             return
+        if self._is_repetition(member, item):
+            return
+        self._count(False)  # noqa: FBT003
         current_message.set(message)  # for the rest of this task, which is about it
         try:
             await self._call(member, item, message)

@@ -18,10 +18,12 @@ from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
 from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, check_size
 from conductor.core.messages import AgentMessage
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.retry import RetryPolicy
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.groups import check_membership
 from conductor.orchestration.memory_groups import MemoryGroup
+from conductor.orchestration.message_counts import MessageCounts
 from conductor.orchestration.message_spans import (
     IN_MEMORY,
     processing,
@@ -200,13 +202,16 @@ class InMemoryMessageBus(MessageBus):
         *,
         retry_policy: RetryPolicy | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._max_message_bytes = max_message_bytes
+        self._metrics = metrics
+        self._counts = MessageCounts(metrics)
         self._connected = False
         self._published = 0
         self._tracing: Tracing | None = None
         self._callbacks: dict[str, list[Callback]] = {}
-        self._pending = PendingRequests()
+        self._pending = PendingRequests(metrics)
         self._running: set[asyncio.Task[None]] = set()
         self._retry_policy = retry_policy or RetryPolicy()
         self._groups: dict[tuple[str, str], MemoryGroup] = {}
@@ -238,6 +243,8 @@ class InMemoryMessageBus(MessageBus):
             return
         self._connected = False
         self._published = 0
+        self._counts.flush()
+        self._counts = MessageCounts(self._metrics)
         self._callbacks.clear()
         for group in self._groups.values():
             group.close()
@@ -250,8 +257,10 @@ class InMemoryMessageBus(MessageBus):
         validate_channel(channel)
         body = encode_message(message, self._max_message_bytes)
         if message.is_expired():
+            self._counts.expired()
             return
         self._published += 1
+        self._counts.published(channel)
         if self._tracing is None:
             await self._deliver(channel, message, body)
         else:
@@ -273,6 +282,7 @@ class InMemoryMessageBus(MessageBus):
             await asyncio.wait(tasks)
 
     async def _call(self, callback: Callback, channel: str, message: AgentMessage) -> None:
+        self._counts.delivered(channel)
         if self._tracing is None:
             await run_callback(callback, channel, message)
             return
@@ -325,18 +335,27 @@ class InMemoryMessageBus(MessageBus):
     def _group(self, channel: str, name: str) -> MemoryGroup:
         if (channel, name) not in self._groups:
             self._groups[channel, name] = MemoryGroup(
-                f"{name} of {channel}", self._retry_policy, self._start, self._bury
+                f"{name} of {channel}", self._retry_policy, self._start, self._bury, self._count_try(channel)
             )
         return self._groups[channel, name]
 
     async def _bury(self, letter: DeadLetter) -> None:
         self._dead_letters.append(letter)
+        self._metrics.dead_letter(letter.reason.value)
         logger.error(
             "Message %s of %s is a dead letter: %s", letter.message_id, letter.queue, letter.error_message
         )
         # A letter about a message on the channel of letters would come there as well, and fail there again.
         if letter.channel != DLQ and self._connected:
             await self.publish(DLQ, announcement(letter))
+
+    def _count_try(self, channel: str) -> Callable[[bool], None]:
+        """Give what counts the messages of a group: those that were too late, and those that a member got."""
+
+        def count(expired: bool) -> None:
+            self._counts.expired() if expired else self._counts.delivered(channel)
+
+        return count
 
     def _start(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(running)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from conductor.core.enums import MessageType
 from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
+from conductor.core.metrics import NO_METRICS, Metrics
 
 Publish = Callable[[str, AgentMessage], Awaitable[None]]
 
@@ -24,7 +27,8 @@ class _Question:
 class PendingRequests:
     """Matches messages with the requests they answer; lives on one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics = NO_METRICS) -> None:
+        self._metrics = metrics
         self._questions: dict[str, list[_Question]] = {}
 
     def __len__(self) -> int:
@@ -49,12 +53,23 @@ class PendingRequests:
         self._questions.setdefault(correlation_id, []).append(question)
         timer = None
         publishing: asyncio.Future[None] | None = None
+        began = time.monotonic()
+        outcome = "failed"
         try:
             publishing = asyncio.ensure_future(publish(channel, copy))
             publishing.add_done_callback(partial(_fail_with, question.answer))
             timer = asyncio.get_running_loop().call_later(timeout, _expire, question, channel, timeout)
-            return await question.answer
+            answer = await question.answer
+            outcome = "error" if answer.message_type is MessageType.ERROR else "answered"
+            return answer
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except MessageBusError as error:
+            outcome = "timeout" if error.error_code == "REQUEST_TIMEOUT" else "failed"
+            raise
         finally:
+            self._metrics.request_ended(outcome, time.monotonic() - began)
             self._forget(correlation_id, question)
             if timer is not None:
                 timer.cancel()
