@@ -17,6 +17,7 @@ from conductor.broker.app import create_app
 from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.node_control import CANCEL_TASK
 from conductor.broker.node_errors import ErrorDesk
+from conductor.broker.readable import NAME_LIMIT, display_of_task
 from conductor.broker.records import TaskRecords, pending_record, record_key
 from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 REPLY_TIMEOUT = 10.0
 #: Seconds that the broker may be silent.
 IO_TIMEOUT = 5.0
-#: Characters of a task's name that go into a header, for logs and Celery's events.
-NAME_LIMIT = 200
 #: What `cancel` gives when the task has not been started and never will be.
 CANCELLED = "CANCELLED"
 UNKNOWN = "UNKNOWN"
@@ -250,8 +249,7 @@ class Dispatcher:
             expires=expires,
             soft_time_limit=task.timeout_seconds,
             time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
-            argsrepr=f"({task.name[:NAME_LIMIT]!r})",
-            kwargsrepr="{}",
+            **display_of_task(task, EXECUTE_TASK),
         )
         check_size(
             f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})",

@@ -15,6 +15,7 @@ from kombu.common import ignore_errors
 from pydantic import ValidationError
 
 from conductor.broker import topology
+from conductor.broker.readable import display_of_message
 from conductor.core.channels import agent_channel
 from conductor.core.enums import MessageType
 from conductor.core.message_size import bytes_in, too_large
@@ -139,8 +140,7 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             expires=left,
             soft_time_limit=limit,
             time_limit=limit + app.config.work.hard_limit_grace,
-            argsrepr=f"({request.message_type.value} from {request.sender_id} to {agent.agent_id})",
-            kwargsrepr="{}",
+            **display_of_message(request, agent.agent_id),
         )
         task.headers.update(trace)
         # Not app.send_task: it would subscribe to the result.

@@ -142,3 +142,22 @@ def logs(
         lambda config: show_log(config, output, workflow_id, follow=follow),
         ends_with_signal=follow,
     )
+
+
+@app.command(
+    rich_help_panel=PANEL, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def flower(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 5555,
+    address: Annotated[str, typer.Option(help="The address it listens on.")] = "127.0.0.1",
+    basic_auth: Annotated[
+        str | None,
+        typer.Option(metavar="USER:PASSWORD", envvar="FLOWER_BASIC_AUTH", help="Who may look, with commas."),
+    ] = None,
+) -> None:
+    """Start Flower, Celery's web monitor; further options are handed to it."""
+    from conductor.cli.flower import run_flower
+
+    output, more = Output(), list(context.args)
+    execute(context.obj, lambda config: run_flower(config, output, address, port, basic_auth, more))

@@ -7,40 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from conductor.cli.commands import app
-from tests.support.cli import COMMAND, Background, background, conductor, environment
+from tests.support.cli import COMMAND, background, conductor, environment
+from tests.support.places import AGENTS, Place, place_on
 from tests.support.projects import write_files
 from tests.support.waiting import wait_until_sync
-
-AGENTS = """
-import asyncio
-from pathlib import Path
-
-from pydantic import BaseModel
-
-from conductor import agent
-
-
-class Order(BaseModel):
-    say: str = ""
-    wait_for: Path | None = None
-
-
-@agent("coding")
-async def loud(data: Order) -> dict:
-    while data.wait_for and not data.wait_for.exists():
-        await asyncio.sleep(0.02)
-    if not data.say:
-        raise ValueError("nothing to say")
-    return {"said": data.say.upper()}
-"""
 
 WORKFLOW = """
 name: two words
@@ -54,50 +28,11 @@ tasks:
 """
 
 
-@dataclass
-class Place:
-    """A directory with a conductor.yaml, in which `conductor up` runs."""
-
-    directory: Path
-    up: Background
-
-    @property
-    def data(self) -> Path:
-        return self.directory / "data"
-
-    def run(self, *arguments: str, code: int | None = 0) -> str:
-        """Run a command in this process, which is quicker than one of its own; give what it wrote."""
-        place = {"CONDUCTOR_DATA_DIR": str(self.data), "COLUMNS": "120", "NO_COLOR": "1"}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.directory)
-            done = CliRunner().invoke(app, arguments, env=place)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        assert code is None or done.exit_code == code, done.output
-        return done.stdout if code == 0 else done.output
-
-    def json(self, *arguments: str, code: int | None = 0) -> Any:
-        text = self.run(*arguments, "--json", code=code)
-        return json.loads(text[text.index("[" if text.startswith("[") else "{") :])
-
-
 @pytest.fixture(scope="module", params=["embedded", "valkey", "rabbitmq"])
-def place(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, valkey_url: str
-) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp(f"looking-{request.param}")
-    server = valkey_url.rpartition("/")[0]
-    settings = {
-        "embedded": "",
-        "valkey": f"broker_url: {server}/11\n",
-        "rabbitmq": "",
-    }[request.param]
-    if request.param == "rabbitmq":
-        url = request.getfixturevalue("rabbitmq_url")
-        settings = f"broker_url: {url}\nredis:\n  url: {server}/12\n"
-    write_files(directory, {"loud.py": AGENTS, "conductor.yaml": settings, "two.yaml": WORKFLOW})
-    with background(directory / "data", "up", "--agents", "loud:loud", "--json", cwd=directory) as up:
-        up.wait_for_event(event="ready")
-        yield Place(directory, up)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place_on(request.param, request, tmp_path_factory.mktemp("looking")) as place:
+        write_files(place.directory, {"two.yaml": WORKFLOW})
+        yield place
 
 
 @contextlib.contextmanager

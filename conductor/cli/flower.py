@@ -1,0 +1,48 @@
+"""`conductor flower`: Celery's web monitor, on the servers that are configured or run."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from conductor.broker.addresses import find_addresses
+from conductor.broker.queue_depths import read_queue_depths
+from conductor.cli.node_process import node_environment
+from conductor.cli.output import Output
+from conductor.core.config import ConductorConfig
+from conductor.core.exceptions import ConfigurationError
+
+#: Where Flower takes user and password from, since everybody sees command lines.
+AUTH_VARIABLE = "FLOWER_BASIC_AUTH"
+
+
+async def run_flower(
+    config: ConductorConfig,
+    output: Output,
+    address: str,
+    port: int,
+    basic_auth: str | None,
+    options: Sequence[str],
+) -> NoReturn:
+    """Become Flower; the errors of a broker that is away and of a port that is taken are raised before."""
+    addresses = find_addresses(config)
+    read_queue_depths(addresses.broker_url, timeout=config.bus.connect_timeout)
+    _require_free(address, port)
+    environment = node_environment(config, addresses, "")
+    if basic_auth is not None:
+        environment[AUTH_VARIABLE] = basic_auth
+    output.note(f"Flower is on http://{address}:{port}; Ctrl-C ends it")
+    command = [sys.executable, "-m", "celery", "-A", "workers", "flower"]
+    command += [f"--address={address}", f"--port={port}", *options]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - there is no shell in between
+
+
+def _require_free(address: str, port: int) -> None:
+    try:
+        with socket.create_server((address, port)):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"Flower cannot listen on {address}:{port} ({error.strerror}): choose another with --port"
+        ) from error

@@ -1,0 +1,86 @@
+"""A `conductor up` on each kind of broker, and the commands of a person beside it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from conductor.cli.commands import app
+from tests.support.cli import Background, background
+from tests.support.projects import write_files
+
+AGENTS = """
+import asyncio
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from conductor import ConductorError, agent
+
+
+class Order(BaseModel):
+    say: str = ""
+    wait_for: Path | None = None
+    fails: int = 0
+
+
+tries = 0
+
+
+@agent("coding")
+async def loud(data: Order) -> dict:
+    global tries
+    tries += 1 if data.fails else 0
+    if data.fails >= tries > 0:
+        raise ConductorError("not now", "TRANSIENT_ERROR")
+    while data.wait_for and not data.wait_for.exists():
+        await asyncio.sleep(0.02)
+    if not data.say:
+        raise ValueError("nothing to say")
+    return {"said": data.say.upper()}
+"""
+
+
+@dataclass
+class Place:
+    """A directory with a conductor.yaml, in which `conductor up` runs."""
+
+    directory: Path
+    up: Background
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    def run(self, *arguments: str, code: int | None = 0) -> str:
+        """Run a command in this process, which is quicker than one of its own; give what it wrote."""
+        place = {"CONDUCTOR_DATA_DIR": str(self.data), "COLUMNS": "120", "NO_COLOR": "1"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.directory)
+            done = CliRunner().invoke(app, arguments, env=place)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert code is None or done.exit_code == code, done.output
+        return done.stdout if code == 0 else done.output
+
+    def json(self, *arguments: str, code: int | None = 0) -> Any:
+        text = self.run(*arguments, "--json", code=code)
+        return json.loads(text[text.index("[" if text.startswith("[") else "{") :])
+
+
+@contextmanager
+def place_on(kind: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[Place]:
+    """An agent loud-1 on the embedded server, on the shared Valkey, or on RabbitMQ."""
+    server = request.getfixturevalue("valkey_url").rpartition("/")[0]
+    settings = f"broker_url: {server}/11\n" if kind == "valkey" else ""
+    if kind == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq_url")
+        settings = f"broker_url: {url}\nredis:\n  url: {server}/12\n"
+    write_files(directory, {"loud.py": AGENTS, "conductor.yaml": settings})
+    with background(directory / "data", "up", "--agents", "loud:loud", "--json", cwd=directory) as up:
+        up.wait_for_event(event="ready")
+        yield Place(directory, up)
