@@ -10,7 +10,8 @@ from celery.worker.consumer import Consumer
 from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
 from conductor.broker.task_message import check_task_size
 from conductor.core.dead_letters import DeadLetterReason
-from conductor.core.exceptions import ConductorError
+from conductor.core.exceptions import ConductorError, MessageBusError
+from conductor.core.message_size import TOO_LARGE
 from conductor.store.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
         def on_message(message: Message) -> Any:
             try:
                 check_task_size(message, limit)
-            except ConductorError as error:
-                self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.error_code)
-                return None
-            try:
                 return handle(message)
+            except MessageBusError as error:
+                if error.error_code != TOO_LARGE:
+                    raise
+                self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.error_code)
             except _DAMAGE as error:
                 logger.exception("A message could not be handled")
                 self._put_aside(message, f"The message is damaged: {type(error).__name__}: {error}")

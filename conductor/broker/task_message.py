@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from datetime import UTC
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,7 +104,15 @@ def check(request: Request) -> None:
 
 def task_bytes(message: Any) -> int:
     """Count the bytes of a message that Celery is about to send, as compact JSON."""
-    return len(to_json(message.body)) + len(to_json(message.headers))
+    return _json_bytes(message.body) + _json_bytes(message.headers)
+
+
+def _json_bytes(value: Any) -> int:
+    try:
+        return len(to_json(value, fallback=repr))
+    except ValueError:
+        # Half a character has no form in UTF-8, but one in ASCII.
+        return len(json.dumps(value, default=repr, skipkeys=True))
 
 
 def check_task_size(message: Message, limit: int) -> None:
@@ -111,7 +120,7 @@ def check_task_size(message: Message, limit: int) -> None:
     size = bytes_in(message.body or b"")
     if size > most_on_the_wire(limit):
         raise too_large("The message", size, limit)
-    size += len(to_json(message.headers, fallback=repr, inf_nan_mode="strings"))
+    size += _json_bytes(message.headers)
     if size <= limit + WRAPPING:
         return
     with contextlib.suppress(ValueError):
