@@ -126,8 +126,11 @@ class Announcer:
         if self._log is None:
             return
         entry = {"at": utc_now().isoformat(), **event.payload()}
-        if event.result is not None and event.result.duration_seconds is not None:
-            entry["duration_seconds"] = event.result.duration_seconds
+        if event.result is not None:
+            error = event.result.metadata.get("error")
+            code = error.get("error_code") if isinstance(error, dict) else None
+            facts = {"duration_seconds": event.result.duration_seconds, "error_code": code}
+            entry |= {name: value for name, value in facts.items() if value is not None}
         try:
             await self._log.append_workflow_event(self._workflow_id, entry)
         except StateError as error:

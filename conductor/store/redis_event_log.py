@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from conductor.orchestration.event_log import KEPT, EventLog, LoggedEvent, encode_event
+from conductor.store.failures import ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +25,14 @@ class RedisEventLog(EventLog):
 
     async def append_workflow_event(self, workflow_id: str, event: Mapping[str, Any]) -> None:
         key, text = self._keys.events(workflow_id), encode_event(event)
-        await self._link.run(("XADD", key, "MAXLEN", "~", KEPT, "*", _FIELD, text.encode()), key)
-        if milliseconds := self._keys.workflow_ttl:
-            await self._link.run(("PEXPIRE", key, milliseconds), key)
+        append = ("XADD", key, "MAXLEN", "~", KEPT, "*", _FIELD, text.encode())
+        if not (milliseconds := self._keys.workflow_ttl):
+            await self._link.run(append, key)
+            return
+        # As one piece, so that a process that dies leaves no log for ever.
+        for reply in await self._link.run_all([append, ("PEXPIRE", key, milliseconds)]):
+            if isinstance(reply, ReplyError):
+                raise self._link.failure(reply, key)
 
     async def workflow_events(
         self, workflow_id: str, after: str = "", limit: int = 1000

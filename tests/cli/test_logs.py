@@ -77,6 +77,8 @@ def test_a_run_is_followed_from_its_beginning_to_its_end_and_looked_at_afterward
     assert past.returncode == 0, past.stderr
     assert past.stdout.splitlines() == [line.rstrip("\n") for line in seen]
     text = conductor(data, "logs", "three-steps-1", cwd=tmp_path).stdout
+    [failure] = [event for event in map(json.loads, past.stdout.splitlines()) if event.get("error_code")]
+    assert (failure["task_name"], failure["error_code"]) == ("wrong", "UNKNOWN_ERROR")
     assert "task_ended        failed" in text
     assert "wrong by patient-1 in 0.0 s: ValueError: no such luck" in text
 
