@@ -1,4 +1,4 @@
-"""The quick start does what it says, and what other pages show is right as far as it can be checked here."""
+"""The quick start does what it says, and so does the manifest for Kubernetes."""
 
 import os
 import re
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 from conductor.core.config import ConductorConfig
@@ -17,7 +16,6 @@ from tests.support.waiting import wait_until_sync
 from workers.agents import AGENTS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
 
 
 def test_the_quick_start_runs(tmp_path: Path) -> None:
@@ -37,12 +35,6 @@ def test_the_quick_start_runs(tmp_path: Path) -> None:
             timeout=90, check=False,
         )  # fmt: skip
     assert asked.stdout == f"{printed}\n", asked.stderr
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_in_the_documents_compiles(page: Path) -> None:
-    for block in re.findall(r"^```python.*?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-        compile(block, page.name, "exec")
 
 
 def test_the_manifest_fits_together() -> None:
