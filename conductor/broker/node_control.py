@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import platform
 import time
+from functools import wraps
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from celery.worker import control
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from conductor.broker.node_request import NodeRequest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: The name of the command that ends one run of a task.
 CANCEL_TASK = "conductor_cancel_task"
 #: The name of the command that asks what a node is: its versions, settings and clock.
 DESCRIBE = "conductor_describe"
+
+ONE_PROCESS = "An agent node has one process for its agents: for more or less, start or end nodes."
+OWN_QUEUES = "An agent node consumes the queues of its agents and no others: start a node with another agent."
 
 
 def register() -> None:
@@ -24,6 +32,24 @@ def register() -> None:
         name=CANCEL_TASK, type="control", args=[("task_id", str), ("run", str)], signature="<task_id> <run>"
     )(cancel_task)
     Panel.register(name=DESCRIBE, type="inspect")(describe)
+    _refuse(control.pool_grow, ONE_PROCESS)
+    _refuse(control.pool_shrink, ONE_PROCESS)
+    _refuse(control.add_consumer, OWN_QUEUES)
+
+
+def _refuse(command: Callable[..., Any], sentence: str) -> None:
+    """Have nodes refuse one of Celery's own commands; other workers of this process obey it as before."""
+
+    @wraps(command)
+    def refuse(state: Any, **arguments: Any) -> Any:
+        if getattr(state.app, "node", None) is None:
+            return command(state, **arguments)
+        return {"error": sentence}
+
+    about = Panel.meta[command.__name__]
+    Panel.register(
+        name=command.__name__, type=about.type, args=about.args, signature=about.signature, help=about.help
+    )(refuse)
 
 
 def cancel_task(state: Any, task_id: str, run: str = "", **_: Any) -> dict[str, Any]:

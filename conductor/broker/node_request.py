@@ -10,6 +10,7 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, TimeLimitExceeded
+from celery.worker import state as worker_state
 from celery.worker.request import Request, task_ready
 
 from conductor.broker.node_runner import CANCEL_SIGNAL
@@ -184,11 +185,20 @@ class NodeRequest(Request):  # type: ignore[misc]
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Also pass on what was cancelled on its way to the child, and fetch what comes next."""
         super().on_accepted(pid, time_accepted)
+        self._count_by_type()
         if self._cancelled:
             os.kill(pid, CANCEL_SIGNAL)
         self.node.take_ahead()
 
     @_with_ids
+    def _count_by_type(self) -> None:
+        """Count it under the name of its Celery task: those that people read are without number."""
+        if self.name != self.type:
+            worker_state.total_count.subtract((self.name,))
+            worker_state.total_count.update((self.type,))
+            if not worker_state.total_count[self.name]:
+                del worker_state.total_count[self.name]
+
     def _kill_if_running(self, pool: Any) -> None:
         job = self._apply_result and self._apply_result()
         if job is not None and not job.ready():

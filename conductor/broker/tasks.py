@@ -157,7 +157,8 @@ def _told(task: Task, outcome: Outcome) -> dict[str, Any]:
         raise Ignore
     setattr(task.request, FILED, True)
     if isinstance(outcome, Retry):
-        raise _sent_again(task, outcome)
+        # So that Flower shows the traceback of the agent as the reason.
+        raise _sent_again(task, outcome) from outcome.failure
     if isinstance(outcome, TaskFailed):
         raise outcome
     return outcome

@@ -117,6 +117,7 @@ def test_retries_are_seen_with_their_reason(flower: Flower) -> None:
     assert task["retries"] == 1
     assert task["retried"] is not None
     assert "TRANSIENT_ERROR" in task["exception"] or "not now" in task["exception"]
+    assert 'raise ConductorError("not now", "TRANSIENT_ERROR")' in task["traceback"]
 
 
 def test_requests_to_agents_say_from_whom_they_are(flower: Flower) -> None:
