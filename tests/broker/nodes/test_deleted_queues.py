@@ -8,6 +8,7 @@ from kombu import Queue
 from conductor.broker import topology
 from conductor.broker.transport import kombu_connection
 from conductor.client import Conductor
+from conductor.core.config import ErrorsConfig
 from conductor.core.enums import TaskStatus
 from tests.broker.nodes.conftest import task
 from tests.support.letters import filed_letters
@@ -26,12 +27,14 @@ async def test_an_agent_that_was_forgotten_gets_what_is_sent_to_it_later(
 ) -> None:
     agent_id = f"again-{uuid.uuid4().hex[:8]}"
     forgotten = await conductor.dispatch(task(), agent_id)
-    async with Conductor(farm.config) as elsewhere:
+    # Nodes that run would put the tasks aside if the agent's took longer to start.
+    patient = farm.config.model_copy(update={"errors": ErrorsConfig(unknown_agent_seconds=120)})
+    async with Conductor(patient) as elsewhere:
         await elsewhere.forget_agents([agent_id])
-    assert (await forgotten.result(20)).status is TaskStatus.FAILED
-    handles = [await conductor.dispatch(task(), agent_id) for _ in range(2)]
-    farm.setup(starting("ThirdAgent", agent_id))
-    results = [await handle.result(20) for handle in handles]
+        assert (await forgotten.result(20)).status is TaskStatus.FAILED
+        handles = [await elsewhere.dispatch(task(), agent_id) for _ in range(2)]
+        farm.setup(starting("ThirdAgent", agent_id))
+        results = [await handle.result(20) for handle in handles]
     assert [result.status for result in results] == [TaskStatus.COMPLETED] * 2
 
 

@@ -53,7 +53,7 @@ async def test_celery_knows_the_task_under_its_id_and_shows_its_name(
     assert record.result == result.model_dump(mode="json")
     assert record.name == "conductor.execute_task"
     assert record.worker.startswith(f"{result.agent_id}@")
-    wait_for = f"conductor.execute_task[{order.task_id}]"
+    wait_for = f"{order.name}[{order.task_id}]"
     assert any(wait_for in node.logs() for node in farm.nodes)
 
 
