@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,10 @@ from conductor.core.exceptions import AgentError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
 from conductor.core.models import AgentIdentity, TaskDefinition, TaskResult, workflow_mark
+from conductor.core.secrets import scrub
 from conductor.core.state import AgentState
 from conductor.core.tracing import ended_in, span_of, task_attributes
-from conductor.core.wording import error_text
+from conductor.core.wording import error_text, traceback_text
 
 if TYPE_CHECKING:
     from conductor.agents.services import Bus, State
@@ -223,19 +223,20 @@ class BaseAgent(ABC):
             logger.exception("agent %s failed in task %s", self.agent_id, task.task_id)
             self._state.error_count += 1
             result = self._failure(task, error)
-        timing = {
+        changes = {
+            "error_message": result.error_message and scrub(result.error_message),
             "started_at": started_at,
             "completed_at": utc_now(),
             "duration_seconds": time.monotonic() - started,
         }
-        return result.model_copy(update=timing | {"metadata": result.metadata | workflow_mark(task)})
+        return result.model_copy(update=changes | {"metadata": result.metadata | workflow_mark(task)})
 
     def _failure(self, task: TaskDefinition, error: Exception | SystemExit) -> TaskResult:
         result = self._create_result(task.task_id, TaskStatus.FAILED, {}, error_text(error))
         result.metadata["error"] = {
             "error_type": type(error).__name__,
             "error_code": getattr(error, "error_code", "UNKNOWN_ERROR"),
-            "traceback": "".join(traceback.format_exception(error)),
+            "traceback": traceback_text(error),
         }
         return result
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -32,7 +31,7 @@ from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage, TaskResultPayload
-from conductor.core.wording import error_text
+from conductor.core.wording import error_text, traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -318,7 +317,7 @@ class MessageWork(Work):
 
     def _raised(self, error: BaseException) -> AgentMessage:
         code = str(getattr(error, "error_code", "UNKNOWN_ERROR"))
-        return self._error(code, error_text(error), "".join(format_exception(error)))
+        return self._error(code, error_text(error), traceback_text(error))
 
     def _error(self, code: str, text: str, traceback: str | None) -> AgentMessage:
         task_id = assigned_task_id(self._message)

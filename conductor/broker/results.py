@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
-from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -14,6 +13,8 @@ from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
 from conductor.core.models import TaskResult
+from conductor.core.secrets import scrub
+from conductor.core.wording import traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,10 +113,10 @@ def refused(agent: BaseAgent, task_id: str, error: AgentError) -> TaskResult:
         task_id,
         agent.agent_id,
         TaskStatus.FAILED,
-        error.message,
+        scrub(error.message),
         error.error_code,
         error_type=type(error).__name__,
-        traceback="".join(format_exception(error)),
+        traceback=traceback_text(error),
     )
 
 

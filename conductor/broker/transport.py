@@ -43,6 +43,7 @@ from conductor.broker.results import script
 from conductor.broker.topology import EVENTS, REPLIES, WORK
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.secrets import remember_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -353,6 +354,7 @@ def kombu_connection(
     `limit_reading` was called. `heartbeat` is for RabbitMQ only; who asks for it has to call
     `heartbeat_check` in time. `confirm_publish` makes RabbitMQ say that it has what was published.
     """
+    remember_secrets(url)
     options = transport_options(url)
     if is_rabbitmq(url):
         options |= {

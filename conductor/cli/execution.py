@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from conductor.cli.output import complain, configure_logging
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.exceptions import ConductorError, ConfigurationError
 from conductor.core.tracing_setup import configure_tracing
+from conductor.core.wording import traceback_text
 
 FAILED, WRONG_USE = 1, 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -71,7 +71,7 @@ def _prepare(settings: Settings) -> ConductorConfig:
 
 def _report(error: Exception, *, verbose: bool) -> int:
     if verbose:
-        traceback.print_exception(error)
+        sys.stderr.write(traceback_text(error))
     if isinstance(error, ConductorError):
         complain(error.message)
         return WRONG_USE if isinstance(error, ConfigurationError) else FAILED

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conductor.core.log_ids import StandardError
-from conductor.core.urls import mask_text
+from conductor.core.secrets import scrub
 
 UNCUT = 1000
 ERROR_STYLE, NOTE_STYLE = "bold red", "dim"
@@ -67,7 +67,7 @@ def write_json(data: Any, *, indent: int | None = None) -> None:
 
 def complain(message: str) -> None:
     """Say what went wrong, to standard error."""
-    first, _, rest = message.partition("\n")
+    first, _, rest = scrub(message).partition("\n")
     console = _console(sys.stderr)
     console.print(Text.assemble(("error: ", ERROR_STYLE), first), soft_wrap=True)
     if rest:
@@ -101,7 +101,7 @@ def _handler(log_format: str, verbose: bool) -> logging.Handler:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {mask_text(record.getMessage())}"
+        return f"{record.levelname.lower()}: {scrub(record.getMessage())}"
 
 
 def _console(file: IO[str], width: int | None = None) -> Console:

@@ -32,6 +32,7 @@ from conductor.core.config_sections import (
     WorkConfig,
     masked,
 )
+from conductor.core.secrets import remember_secrets
 from conductor.core.urls import mask_url
 
 __all__ = [
@@ -131,7 +132,9 @@ class ConductorConfig(BaseSettings):
         return self
 
     def model_post_init(self, context: Any, /) -> None:
-        """Remember the file, for messages."""
+        """Remember the file, for messages, and the passwords, which no message may show."""
+        for url in (self.broker_url, self.redis.url):
+            remember_secrets(url)
         self._origin = _Origin(_file.get() or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None))
 
     def source_of(self, *key: int | str) -> str:

@@ -23,8 +23,8 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 
 from conductor.core.log_ids import IDS, StandardError, current_ids
+from conductor.core.secrets import scrub
 from conductor.core.tracing import current_trace
-from conductor.core.urls import mask_text
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
@@ -205,12 +205,12 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, str):
-        return mask_text(value)
+        return scrub(value)
     if depth < _DEEPEST and isinstance(value, Mapping):
-        return {mask_text(_text(name)): _plain(each, depth + 1) for name, each in value.items()}
+        return {scrub(_text(name)): _plain(each, depth + 1) for name, each in value.items()}
     if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset):
         return [_plain(each, depth + 1) for each in value]
-    return mask_text(_text(value))
+    return scrub(_text(value))
 
 
 def _text(value: Any) -> str:

@@ -2,15 +2,22 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from traceback import format_exception
 
 from conductor.core.exceptions import ConductorError
+from conductor.core.secrets import scrub
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says; one that is none of ours with its type, for "'name'" alone is no message."""
+    """What an error says, without secrets; with its type if not ours, for "'name'" alone is no message."""
     if isinstance(error, ConductorError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return scrub(str(error))
+    return scrub(f"{type(error).__name__}: {error}") if str(error) else type(error).__name__
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of an error, without secrets."""
+    return scrub("".join(format_exception(error)))
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

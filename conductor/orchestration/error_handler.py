@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import traceback
 from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from conductor.core.exceptions import ConductorError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
 from conductor.core.retry import RetryPolicy
+from conductor.core.secrets import scrub
+from conductor.core.wording import traceback_text
 from conductor.orchestration.circuit_breaker import CircuitBreaker, CircuitBreakerState
 
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ def _describe(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]:
     description: dict[str, Any] = {
         "error_type": type(error).__name__,
         "error_code": error_code(error),
-        "error_message": str(error) or type(error).__name__,
-        "traceback": "".join(traceback.format_exception(error)),
+        "error_message": scrub(str(error)) or type(error).__name__,
+        "traceback": traceback_text(error),
         "context": dict(context),
         "agent_id": context.get("agent_id"),
         "task_id": context.get("task_id"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.exceptions import ConductorError, MessageBusError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
-from conductor.core.wording import error_text
+from conductor.core.wording import error_text, traceback_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -114,7 +113,7 @@ def dead_letter(
         error_type=type(error).__name__,
         error_code=_code_of(error),
         error_message=error_text(error),
-        traceback="".join(traceback.format_exception(error)) if error.__traceback__ else None,
+        traceback=traceback_text(error) if error.__traceback__ else None,
         attempts=trial.failures + trial.losses,
         first_failed_at=trial.first_failed_at or now,
         last_failed_at=now,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from redis.connection import parse_url
 
 from conductor.core.exceptions import StateError
+from conductor.core.secrets import remember_secrets
 from conductor.core.urls import mask_url
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -34,6 +35,8 @@ class Endpoint:
 def read_url(url: str) -> Endpoint:
     """Read redis://, rediss:// and unix:// URLs; StateError STATE_BAD_URL with the reason."""
     shown = _without_secrets(url)
+    if isinstance(url, str):
+        remember_secrets(url)
     try:
         scheme = urlsplit(url).scheme
         if scheme not in SCHEMES:
