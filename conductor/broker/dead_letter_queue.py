@@ -16,6 +16,7 @@ from conductor.broker.letter_filter import Filters, LetterFilter
 from conductor.broker.letter_shelf import open_shelf
 from conductor.broker.reopening import Reopening
 from conductor.broker.replaying import Replaying, ReplayReport
+from conductor.broker.signing import make_signer
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.transport import kombu_connection, limit_reading
 from conductor.core.dead_letters import DeadLetter
@@ -70,6 +71,7 @@ class DeadLetterQueue:
         self._config = config
         self._broker_url = broker_url
         self._busy_timeout = busy_timeout
+        self._signer = make_signer(config.signing, config.redis.result_expires_seconds)
         self._reopening = Reopening(config, redis_url) if redis_url else None
 
     async def close(self) -> None:
@@ -140,7 +142,7 @@ class DeadLetterQueue:
         """
         chosen = await self._choose(letter_id, filters, everything=all, verb="replayed")
         loop = asyncio.get_running_loop()
-        work = Replaying(self._reopening, loop, chosen)
+        work = Replaying(self._reopening, loop, chosen, self._signer)
         return await self._do(work.run, "replay dead letters", details=work.progress)
 
     async def purge(

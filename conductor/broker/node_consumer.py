@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.consumer import Consumer
 
 from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
+from conductor.broker.signing import SignatureError, Signed
 from conductor.broker.task_message import check_task_size
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.exceptions import ConductorError, MessageBusError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kombu import Message
+
+    from conductor.broker.signing import Signer
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +56,14 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Message], Any]:
         """Give the handler of messages, which a bad one cannot end: Celery 5.7 lets some errors through."""
-        limit = self.app.config.bus.max_message_bytes
+        limit, signer = self.app.config.bus.max_message_bytes, self.app.amqp.signer
         handle = super().create_task_handler(*arguments, **options)
 
         def on_message(message: Message) -> Any:
             try:
                 check_task_size(message, limit)
+                if signer is not None and not self._is_genuine(message, signer):
+                    return None
                 return handle(message)
             except MessageBusError as error:
                 if error.error_code != TOO_LARGE:
@@ -70,6 +75,45 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
 
         return on_message
 
+    def _is_genuine(self, message: Message, signer: Signer) -> bool:
+        """Whether to go on with a message; else it is dealt with, or delivered again."""
+        try:
+            nonce = signer.verify(Signed.of_message(message))
+            if nonce is None:
+                message.genuine = True
+                return True
+            if self.app.node.desk.take_nonce(nonce, signer.nonce_seconds):
+                self._settle_when_done(message, nonce, signer)
+                message.genuine = True
+                return True
+            if (message.delivery_info or {}).get("redelivered"):
+                # The broker did not hear that it was done: it had not forgotten it, so nothing is lost.
+                logger.warning("A message that was done came once more and was dropped")
+                message.ack_log_error(logger, self.connection_errors)
+                return False
+            error = SignatureError("MESSAGE_REPLAYED", "The message was sent once more after it was done.")
+        except SignatureError as found:
+            error = found
+        except (ConductorError, TimeoutError):
+            logger.exception("A signed message could not be checked: it is delivered again")
+            message.reject_log_error(logger, self.connection_errors, requeue=True)
+            return False
+        self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.code)
+        return False
+
+    def _settle_when_done(self, message: Message, nonce: str, signer: Signer) -> None:
+        """Have the end of the message noted after the broker was told of it: before, it may come again."""
+        acknowledge = message.ack
+
+        def ack(*arguments: Any, **options: Any) -> None:
+            acknowledge(*arguments, **options)
+            try:
+                self.app.node.desk.settle_nonce(nonce, signer.nonce_seconds)
+            except (ConductorError, TimeoutError):
+                logger.warning("That a signed message is done could not be noted", exc_info=True)
+
+        message.ack = ack
+
     def _put_aside(
         self,
         message: Message,
@@ -80,8 +124,11 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
         if message.acknowledged:
             return
         logger.error("%s It becomes a dead letter.", text)
+        desk = self.app.node.desk
+        known = self.app.amqp.signer is None or getattr(message, "genuine", False)
         try:
-            self.app.node.desk.put_aside(message, text, reason, code)
+            # What may be forged must not fail the task that it names.
+            (desk.put_aside if known else desk.refuse)(message, text, reason, code)
         except (ConductorError, TimeoutError):
             logger.exception("A bad message could not be put aside: it is delivered again")
             message.reject_log_error(logger, self.connection_errors, requeue=True)

@@ -122,6 +122,33 @@ class NodeDesk:
         result = result_without_agent(request.id, UNKNOWN_AGENT, TaskStatus.FAILED, text, "TASK_EXPIRED")
         self._bury(request, result, DeadLetterReason.EXPIRED, None)
 
+    def take_nonce(self, nonce: str, seconds: int) -> bool:
+        """Note that the work on a signed message begins; False if it was done before. StateError."""
+        return self._run(self._take_nonce(self._nonce_key(nonce), seconds))
+
+    def settle_nonce(self, nonce: str, seconds: int) -> None:
+        """Note that the work on a signed message is done: nobody may send it again. StateError."""
+        self._run(self._state.link.run(["SET", self._nonce_key(nonce), "done", "EX", seconds]))
+
+    async def _take_nonce(self, key: str, seconds: int) -> bool:
+        if await self._state.link.run(["SET", key, "open", "NX", "EX", seconds]):
+            return True
+        return bool(await self._state.link.run(["GET", key]) != b"done")
+
+    def _nonce_key(self, nonce: str) -> str:
+        return f"{self._config.redis.key_prefix}nonce:{nonce}"
+
+    def refuse(self, message: Message, text: str, reason: DeadLetterReason, code: str) -> None:
+        """Make a dead letter of what may be forged: whatever task it names is left alone.
+
+        StateError, and MessageBusError, code BROKER_UNAVAILABLE.
+        """
+        run, fate = Run.in_message(message, Original.of_message(message)), Fate(reason)
+        task_id = run.task_id or fate.letter_id
+        text = str(as_json(text))
+        result = result_without_agent(task_id, UNKNOWN_AGENT, TaskStatus.FAILED, text, code)
+        self._run(self._errors.put_aside(run, result, fate))
+
     def put_aside(self, message: Message, text: str, reason: DeadLetterReason, code: str) -> None:
         """Make a dead letter of a message that nobody may run; its failure is filed if it names one.
 

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
 from conductor.broker.node_intake import HANDLE_MESSAGE
+from conductor.broker.signing import SIGNING_HEADERS, Signed
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.topology import TRIAL_HEADER
 
 if TYPE_CHECKING:
+    from conductor.broker.signing import Signer
     from conductor.core.dead_letters import DeadLetter
 
 _TASKS = (EXECUTE_TASK, HANDLE_MESSAGE)
 _BEGINNING = {"retries": 0, "eta": None, "expires": None}
 #: What of the original's properties is sent again; the others say how it was delivered.
 _PROPERTIES = ("correlation_id", "reply_to", "message_id", "type", "app_id", "expiration")
+_LEFT_OUT = SIGNING_HEADERS | {TRIAL_HEADER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,27 @@ def replay_of(letter: DeadLetter, queue: str) -> Replay:
         queue=queue,
         # Bytes: py-amqp 5.4 would encode a text as the original claims to be, which may be no encoding.
         body=decode_body(letter),
-        headers={name: value for name, value in letter.headers.items() if name != TRIAL_HEADER},
+        headers={name: value for name, value in letter.headers.items() if name not in _LEFT_OUT},
         properties=properties | {"delivery_mode": PERSISTENT},
         priority=priority if isinstance(priority, int) else None,
         content_type=given.get("content_type") or "application/json",
         content_encoding=encoding,
     )
     return _as_new_run(replay, letter) if letter.headers.get("task") in _TASKS else replay
+
+
+def signed(replay: Replay, signer: Signer) -> Replay:
+    """Sign what is replayed: whoever replays a letter vouches for it."""
+    what = Signed(
+        queue=replay.queue,
+        body=replay.body,
+        headers=replay.headers,
+        content_type=replay.content_type,
+        content_encoding=replay.content_encoding,
+        reply_to=str(replay.properties.get("reply_to") or ""),
+        correlation_id=str(replay.properties.get("correlation_id") or ""),
+    )
+    return dc_replace(replay, headers=replay.headers | signer.sign(what))
 
 
 def _as_new_run(replay: Replay, letter: DeadLetter) -> Replay:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker.letter_shelf import UndeliverableError
 from conductor.broker.reopening import Verdict
-from conductor.broker.replay import replay_of
+from conductor.broker.replay import replay_of, signed
+from conductor.broker.topology import work_queue
 
 if TYPE_CHECKING:
     import threading
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from conductor.broker.letter_shelf import Found, Shelf
     from conductor.broker.reopening import Reopening
     from conductor.broker.replay import Replay
+    from conductor.broker.signing import Signer
     from conductor.core.dead_letters import DeadLetter
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,13 @@ class Replaying:
     """Replays the letters that match; `run` is called in a thread, the result backend asked on `loop`."""
 
     def __init__(
-        self, reopening: Reopening | None, loop: asyncio.AbstractEventLoop, chosen: LetterFilter
+        self,
+        reopening: Reopening | None,
+        loop: asyncio.AbstractEventLoop,
+        chosen: LetterFilter,
+        signer: Signer | None = None,
     ) -> None:
+        self._signer = signer
         self._reopening = reopening
         self._loop = loop
         self._chosen = chosen
@@ -95,6 +102,8 @@ class Replaying:
         if not shelf.holds(found):
             return GONE
         replay = replay_of(letter, letter.queue)
+        if self._signer is not None and work_queue(replay.queue) is not None:
+            replay = signed(replay, self._signer)
         if replay.task_id is None:
             return _move(shelf, found, replay)
         if self._reopening is None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from functools import wraps
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from celery.app.amqp import AMQP
+from kombu.serialization import dumps
+
+from conductor.broker.signing import Signed, make_signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from conductor.broker.signing import Signer
 
 
 #: Header of a task: seconds since the epoch at which it was sent.
@@ -17,10 +22,16 @@ SENT_HEADER = "conductor_sent"
 
 
 class TaskMessages(AMQP):  # type: ignore[misc]
-    """Says when a task was sent, and when it expires in its headers only.
+    """Signs tasks, and says when one was sent, and when it expires in its headers only.
 
     Celery 5.7 also has RabbitMQ drop the message at that time, and nobody would hear of its end.
     """
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """Signs what is sent and checks what comes; None where no keys are configured."""
+        config = self.app.config
+        return make_signer(config.signing, config.redis.result_expires_seconds)
 
     def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
         """Make the message of a task."""
@@ -32,7 +43,27 @@ class TaskMessages(AMQP):  # type: ignore[misc]
         send: Callable[..., Any] = super()._create_task_sender()
 
         @wraps(send)
-        def send_task_message(*arguments: Any, expiration: float | None = None, **options: Any) -> Any:
-            return send(*arguments, **options)
+        def send_task_message(
+            producer: Any, name: str, message: Any, *, expiration: float | None = None, **options: Any
+        ) -> Any:
+            if self.signer is not None:
+                message.headers.update(options.pop("headers", None) or {})
+                self._sign(self.signer, message, options)
+            return send(producer, name, message, **options)
 
         return send_task_message
+
+    def _sign(self, signer: Signer, message: Any, options: dict[str, Any]) -> None:
+        queue = options.get("queue") or options.get("routing_key") or self.app.conf.task_default_queue
+        content_type, content_encoding, body = dumps(message.body, serializer=self.app.conf.task_serializer)
+        properties = {**message.properties, **options}
+        signed = Signed(
+            queue=queue if isinstance(queue, str) else queue.name,
+            body=body,
+            headers=message.headers,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            reply_to=properties.get("reply_to") or "",
+            correlation_id=properties.get("correlation_id") or "",
+        )
+        message.headers.update(signer.sign(signed))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -46,6 +47,8 @@ def node_environment(
     env["CONDUCTOR_WORK"] = config.work.model_dump_json()
     env["CONDUCTOR_ERRORS"] = config.errors.model_dump_json()
     env["CONDUCTOR_TRACING"] = config.tracing.model_dump_json(exclude_none=True)
+    # Not in the command line, which everybody on the machine can read.
+    env["CONDUCTOR_SIGNING"] = json.dumps(config.signing.dump_with_secrets())
     env["CONDUCTOR_NODE"] = node.model_dump_json(exclude_none=True)
     if ":" in agent or ":" in config.tracing.exporter:
         places = [*path, str(Path.cwd()), env.get("PYTHONPATH", "")]

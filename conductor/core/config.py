@@ -33,6 +33,7 @@ from conductor.core.config_sections import (
     masked,
 )
 from conductor.core.secrets import remember_secrets
+from conductor.core.signing_config import SigningConfig
 from conductor.core.urls import mask_url
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "NodeConfig",
     "PolicySetting",
     "RedisConfig",
+    "SigningConfig",
     "TracingConfig",
     "WorkConfig",
     "load_config",
@@ -117,6 +119,7 @@ class ConductorConfig(BaseSettings):
     node: NodeConfig = Field(default_factory=NodeConfig)
     errors: ErrorsConfig = Field(default_factory=ErrorsConfig)
     tracing: TracingConfig = Field(default_factory=TracingConfig)
+    signing: SigningConfig = Field(default_factory=SigningConfig)
     policies: list[PolicySetting] = Field(default_factory=list)
     """What a Conductor asks before it dispatches a task, in this order."""
     _origin: _Origin = PrivateAttr(default_factory=_Origin)

@@ -66,6 +66,7 @@ def test_defaults(tmp_path: Path) -> None:
             "service_name": "conductor",
             "sample_ratio": 1.0,
         },
+        "signing": {"keys": {}, "key_id": None, "accept_unsigned": False, "window_seconds": 300.0},
         "errors": {
             "retry": RetryPolicy().model_dump(),
             "breaker": {"failure_threshold": 5, "recovery_timeout": 60.0, "success_threshold": 2},
