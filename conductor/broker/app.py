@@ -88,6 +88,7 @@ def create_app(
     from conductor.broker import node_control, tasks
     from conductor.broker.node_heartbeat import AgentHeartbeat
     from conductor.broker.node_intake import RequestIntake
+    from conductor.broker.node_metrics import ShowMetrics
     from conductor.broker.node_pacing import EventPacing
 
     app = ConductorApp(
@@ -102,7 +103,7 @@ def create_app(
             help="The agent to host: a known name, or package.module:Class. Default: one of each known.",
         )
     )
-    app.steps["worker"].add(AgentHeartbeat)
+    app.steps["worker"].update((AgentHeartbeat, ShowMetrics))
     app.steps["consumer"].update((RequestIntake, EventPacing))
     return app
 

@@ -123,6 +123,7 @@ class LoopIntake:
             message = AgentMessage.model_validate_json(incoming.body)
         except MessageBusError as error:
             self._tally.refused += 1
+            self._metrics.message_refused("too_large")
             logger.warning("What came on %s is dropped: %s", receiver.channel(raw), error)
             return
         except (ValueError, TypeError, KeyError, AttributeError) as error:

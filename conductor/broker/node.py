@@ -16,6 +16,7 @@ from conductor.broker import topology
 from conductor.broker.node_desk import NodeDesk
 from conductor.broker.node_host import AgentHost
 from conductor.broker.node_logging import NodeLogging
+from conductor.broker.node_metrics import NodeMetrics
 from conductor.broker.node_spec import CELERY_DEFAULT_NAME, NodeSpec, plan_node
 from conductor.broker.node_transport import node_transport_name
 from conductor.core.exceptions import ConfigurationError
@@ -58,6 +59,7 @@ class NodeWorker(Worker):  # type: ignore[misc]
         try:
             self.addresses = app.addresses
             check_tracing(app.config.tracing)
+            self.metrics = NodeMetrics(app.config)
             self.spec = plan_node(
                 app.config, app.agents, agent, name if name != CELERY_DEFAULT_NAME else None
             )
@@ -69,7 +71,8 @@ class NodeWorker(Worker):  # type: ignore[misc]
         signals.worker_process_init.connect(self._on_child_start, weak=False)
         signals.worker_process_shutdown.connect(self._on_child_end, weak=False)
         self.listening = False
-        self.desk = NodeDesk(app, app.config, self.addresses, self.spec)
+        self.metrics.expect(self.spec)
+        self.desk = NodeDesk(app, app.config, self.addresses, self.spec, self.metrics.metrics)
         options.update(without_gossip=True, without_mingle=True)
         hostname = f"{self.spec.name}@{machine or socket.gethostname()}"
         self.logging = NodeLogging(hostname, self.spec, app.config.log_format)
@@ -92,8 +95,11 @@ class NodeWorker(Worker):  # type: ignore[misc]
                 logger.debug("the next task could not be fetched", exc_info=True)
 
     def _on_child_start(self, **_: Any) -> None:
+        self.metrics.forget()
         self._flush_spans = configure_tracing(self.app.config.tracing, self.hostname)
-        self.host = AgentHost(self.app.config, self.addresses, self.spec, self.hostname, os.getppid())
+        self.host = AgentHost(
+            self.app.config, self.addresses, self.spec, self.hostname, os.getppid(), self.metrics.metrics
+        )
         self.host.start()
 
     def _on_child_end(self, **_: Any) -> None:

@@ -29,6 +29,7 @@ from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import StateError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.models import TaskDefinition, TaskResult
 from conductor.store.redis_state import RedisStateManager
 
@@ -69,7 +70,15 @@ class _Order:
 class NodeDesk:
     """Blocking, for the parent process."""
 
-    def __init__(self, app: Celery, config: ConductorConfig, addresses: Addresses, spec: NodeSpec) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        config: ConductorConfig,
+        addresses: Addresses,
+        spec: NodeSpec,
+        metrics: Metrics = NO_METRICS,
+    ) -> None:
+        self._metrics = metrics
         self._app = app
         self._spec = spec
         self._loop = asyncio.new_event_loop()
@@ -83,9 +92,9 @@ class NodeDesk:
             retry_seconds=PATIENCE,
         )
         self._config = config
-        self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, PATIENCE)
+        self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, PATIENCE, metrics)
         self._records = TaskRecords(self._state.link, config.redis.result_expires_seconds)
-        self._errors = ErrorDesk(self._records, self._state, self._letters, config.errors)
+        self._errors = ErrorDesk(self._records, self._state, self._letters, config.errors, metrics=metrics)
         self._broker_url = addresses.broker_url
         self._missing = MissingAgents(
             self._state.link, config.redis.key_prefix, config.errors.unknown_agent_seconds
@@ -107,6 +116,8 @@ class NodeDesk:
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
         order = self._order_in(request)
+        if order.task_id and order.kind is not None:
+            self._metrics.task_ran(order.kind.value, seconds)
         if order.question is not None:
             self._time_out_question(request, order, order.question, seconds)
         else:
@@ -177,6 +188,8 @@ class NodeDesk:
         order = self._order_in(request)
         if order.task_id:
             self._save(cancelled(order.task_id, order.agent_id), _run_of(request), order.kind)
+            if order.kind is not None:
+                self._metrics.task_ended(order.kind.value, "cancelled")
 
     def _order_in(self, request: NodeRequest) -> _Order:
         if request.run_by_agent is None:
@@ -206,7 +219,9 @@ class NodeDesk:
         if order.task_id:
             self._run(self._state.save_task_result(timed_out(order.task_id, order.agent_id, seconds)))
         error = failed(response.payload["error_message"], response.model_dump(mode="json"), None)
-        self._run(self._records.fail(_run_of(request), self._breaker_of(order.kind), error))
+        filed = self._run(self._records.fail(_run_of(request), self._breaker_of(order.kind), error))
+        if filed and order.kind is not None:
+            self._metrics.task_ended(order.kind.value, "failed")
         if reply_to := request.kwargs.get("reply_to"):
             self._reply(response, reply_to)
 

@@ -15,6 +15,7 @@ from conductor.core.enums import MessageType, Priority, TaskStatus
 from conductor.core.exceptions import ConductorError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.tracing import add_event
 from conductor.orchestration.error_handler import ErrorAction, decide
 
@@ -70,7 +71,9 @@ class ErrorDesk:
         letters: DeadLetterSender,
         config: ErrorsConfig,
         bus: MessageBus | None = None,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
+        self._metrics = metrics
         self._records = records
         self._manager = manager
         self._letters = letters
@@ -120,6 +123,7 @@ class ErrorDesk:
         failure = _failure(result)
         filed = await self._records.fail(run, breaker, failure, verdict, fate.mark())
         if filed:
+            self._metrics.task_ended(_type_of(breaker), "failed")
             await self._manager.save_task_result(result)
             await self._finish(run, result, fate)
         elif end := await self._records.untold(run):
@@ -148,6 +152,7 @@ class ErrorDesk:
             await self.put_aside(run, result, fate)
             return
         if await self._records.fail(run, None, _failure(result), letter=fate.mark()):
+            self._metrics.task_ended(_type_of(None), "failed")
             await self._manager.save_task_result(result)
         elif end := await self._records.untold(run):
             await self.finish(run, end)
@@ -172,6 +177,7 @@ class ErrorDesk:
         first = start.first_failure or utc_now().isoformat()
         if not await self._records.retry(run, breaker, failure, start, first):
             return failure
+        self._metrics.task_retried(_type_of(breaker), failure.error_code)
         seconds = self._config.retry.calculate_delay(start.attempt)
         add_event("conductor.retry", {"conductor.retry.delay_seconds": seconds})
         logger.info("Task %s is tried again in %.2f s: %s", run.task_id, seconds, failure)
@@ -203,6 +209,11 @@ class ErrorDesk:
 
     def _fate(self, reason: DeadLetterReason, start: Start, *, escalated: bool = False) -> Fate:
         return Fate(reason, start.tries, start.first_failure, escalated)
+
+
+def _type_of(breaker: SharedBreaker | None) -> str:
+    """Name the type of agents whose breaker it is; nobody knows whose a task was that none of them began."""
+    return breaker.name if breaker is not None else "unknown"
 
 
 def _failure(result: TaskResult) -> TaskFailed:

@@ -24,6 +24,7 @@ from conductor.broker.task_letters import Fate
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import AgentStatus, TaskStatus
 from conductor.core.exceptions import ConductorError
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.store.redis_state import RedisStateManager
 
 if TYPE_CHECKING:
@@ -53,7 +54,13 @@ class AgentHost:
     """Hosts agents; its public methods belong to the main thread, the others to the event loop's."""
 
     def __init__(
-        self, config: ConductorConfig, addresses: Addresses, spec: NodeSpec, node_name: str, parent: int
+        self,
+        config: ConductorConfig,
+        addresses: Addresses,
+        spec: NodeSpec,
+        node_name: str,
+        parent: int,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._config = config
         self._spec = spec
@@ -66,20 +73,23 @@ class AgentHost:
             expires_seconds=config.redis.expires_seconds,
             retry_seconds=RETRY_SECONDS,
         )
-        self._bus = configured_bus(config, addresses)
+        self._bus = configured_bus(config, addresses, metrics)
         self._states = AgentStates(self._manager, config.node.heartbeat_interval)
         self._events = EventDesk(self._bus, self._after_event)
         self._agents: dict[str, BaseAgent] = {}
-        self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, RETRY_SECONDS)
+        self._letters = DeadLetterSender(
+            addresses.broker_url, config.bus.connect_timeout, RETRY_SECONDS, metrics
+        )
         records = TaskRecords(self._manager.link, config.redis.result_expires_seconds)
         self._office = Office(
             records=records,
             manager=self._manager,
             states=self._states,
             events=self._events,
-            errors=ErrorDesk(records, self._manager, self._letters, config.errors, self._bus),
+            errors=ErrorDesk(records, self._manager, self._letters, config.errors, self._bus, metrics),
             breaker=cache(lambda agent_type: breaker_of(self._manager.link, agent_type, config)),
             interruption=lambda: self._runner.reason,
+            metrics=metrics,
         )
 
     def start(self) -> None:

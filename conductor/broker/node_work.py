@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,11 @@ from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, MessageBusError
 from conductor.core.messages import AgentMessage, TaskResultPayload
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.wording import error_text, traceback_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conductor.agents.base import BaseAgent
     from conductor.broker.node_errors import ErrorDesk
@@ -68,6 +71,7 @@ class Office:
     """Gives the breaker that the agents of a type share."""
     interruption: Callable[[], Reason | None]
     """Tells why what runs now was interrupted, if it was."""
+    metrics: Metrics = NO_METRICS
 
 
 class Work(ABC):
@@ -97,6 +101,18 @@ class Work(ABC):
             text = f"The task was given up: {start.lost} times the process that worked on it died."
             return DeadLetterReason.WORKER_LOST, self._agent_error(text, "TASK_GIVEN_UP")
         return None
+
+    def _count_end(self, outcome: str) -> None:
+        self._office.metrics.task_ended(self._agent.agent_type.value, outcome)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Note how long the agent works."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._office.metrics.task_ran(self._agent.agent_type.value, time.monotonic() - began)
 
     def _agent_error(self, text: str, code: str) -> AgentError:
         return AgentError(text, self._agent.agent_id, self._run.task_id, code)
@@ -131,7 +147,10 @@ class TaskWork(Work):
             return None
         if refusal := self._refusal(start):
             return await self._refuse(*refusal)
-        result = await self._execute()
+        if self._run.sent_at is not None and start.tries == 1:
+            office.metrics.task_waited(agent.agent_type.value, time.time() - self._run.sent_at)
+        with self._timed():
+            result = await self._execute()
         reason = office.interruption()
         if reason is not None and result.status is not TaskStatus.COMPLETED:
             # The agent made a failure of its cancellation.
@@ -212,9 +231,12 @@ class TaskWork(Work):
         saving = [office.manager.save_task_result(result), saving_state]
         if result.status is TaskStatus.SKIPPED and office.interruption() is Reason.CANCELLED:
             await asyncio.gather(*saving, office.records.forget_probe(self._run, self._breaker))
+            self._count_end("cancelled")
             return None  # The parent process files it as REVOKED.
         data = result.model_dump(mode="json")
-        await asyncio.gather(*saving, office.records.succeed(self._run, self._breaker, data))
+        *_, filed = await asyncio.gather(*saving, office.records.succeed(self._run, self._breaker, data))
+        if filed:
+            self._count_end("completed")
         return data
 
 
@@ -249,7 +271,8 @@ class MessageWork(Work):
         try:
             if refusal := self._refusal(start):
                 raise refusal[1]
-            response = await agent.handle_message(self._message)
+            with self._timed() if task_id else nullcontext():
+                response = await agent.handle_message(self._message)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an agent raises is its answer
             response = self._raised(error)
         if reason := office.interruption():
@@ -262,6 +285,8 @@ class MessageWork(Work):
         if reason is Reason.CANCELLED:
             forgetting = self._office.records.forget_probe(self._run, self._breaker)
             await asyncio.gather(self._office.states.save(self._agent), forgetting)
+            if task_id:
+                self._count_end("cancelled")
             return None  # The parent process files it as REVOKED.
         if reason is Reason.TIMED_OUT:
             response = timeout_response(self._message, agent_id, self._seconds)
@@ -286,7 +311,11 @@ class MessageWork(Work):
             saving.append(office.records.fail(self._run, self._breaker, outcome, verdict_on(payload)))
         else:
             saving.append(office.records.succeed(self._run, self._breaker, data))
-        await asyncio.gather(*saving)
+        *_, filed = await asyncio.gather(*saving)
+        if filed and assigned_task_id(self._message):
+            self._count_end(
+                "failed" if isinstance(outcome, TaskFailed) or _is_failed(result) else "completed"
+            )
         try:
             await office.events.reply(response, self._reply_to)
         except MessageBusError as error:
@@ -322,6 +351,10 @@ class MessageWork(Work):
     def _error(self, code: str, text: str, traceback: str | None) -> AgentMessage:
         task_id = assigned_task_id(self._message)
         return error_response(self._message, self._agent.agent_id, code, text, traceback, task_id)
+
+
+def _is_failed(result: TaskResult | None) -> bool:
+    return result is not None and result.status is TaskStatus.FAILED
 
 
 def result_in(response: AgentMessage | None) -> TaskResult | None:

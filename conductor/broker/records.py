@@ -12,6 +12,7 @@ from celery import states
 
 from conductor.broker.results import LETTER, TaskFailed, script
 from conductor.broker.task_letters import Original, as_json
+from conductor.broker.task_message import sent_at_in
 from conductor.core.fields import utc_now
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Run:
     """Gives the message that Celery delivered."""
     limit: float | None = None
     """Seconds after which its process is killed."""
+    sent_at: float | None = None
+    """When `Conductor.dispatch` sent it, as a Unix time."""
     redelivered: bool = False
     """Whether the broker says that somebody had this message before."""
 
@@ -91,6 +94,7 @@ class Run:
             args=list(request.args or ()),
             original=partial(Original.of_request, request),
             limit=(request.timelimit or [None])[0],
+            sent_at=sent_at_in(request.headers),
             redelivered=bool(request.delivery_info.get("redelivered")),
         )
 
@@ -189,9 +193,9 @@ class TaskRecords:
         record = await self._read(run)
         return record if LETTER in record else None
 
-    async def succeed(self, run: Run, breaker: SharedBreaker | None, result: dict[str, Any]) -> None:
-        """File the result of a run."""
-        await self._end(run, breaker, "success", self._record(run, states.SUCCESS, result))
+    async def succeed(self, run: Run, breaker: SharedBreaker | None, result: dict[str, Any]) -> bool:
+        """File the result of a run; False if it has ended already."""
+        return await self._end(run, breaker, "success", self._record(run, states.SUCCESS, result))
 
     async def fail(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from dataclasses import replace as dc_replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
 from conductor.broker.node_intake import HANDLE_MESSAGE
 from conductor.broker.signing import SIGNING_HEADERS, Signed
+from conductor.broker.task_message import SENT_AT
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.topology import TRIAL_HEADER
 
@@ -76,7 +78,8 @@ def signed(replay: Replay, signer: Signer) -> Replay:
 
 def _as_new_run(replay: Replay, letter: DeadLetter) -> Replay:
     properties = {name: value for name, value in replay.properties.items() if name != "expiration"}
-    replay = dc_replace(replay, headers=replay.headers | _BEGINNING, properties=properties)
+    beginning = _BEGINNING | ({SENT_AT: time.time()} if SENT_AT in replay.headers else {})
+    replay = dc_replace(replay, headers=replay.headers | beginning, properties=properties)
     body, task_id = _body_of_run(letter.body, letter.letter_id), letter.headers.get("id")
     if body is None or not isinstance(task_id, str):
         return replay

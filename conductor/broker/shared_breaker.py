@@ -37,7 +37,7 @@ class SharedBreaker:
     def __init__(self, link: Link, name: str, config: BreakerConfig, prefix: str = "conductor:") -> None:
         self.key = f"{prefix}breaker:{name}"
         self._link = link
-        self._name = name
+        self.name = name
         self._config = config
         self._probes: list[str] = []
 
@@ -82,7 +82,7 @@ class SharedBreaker:
         """Say that the last failure opened it."""
         logger.error(
             "The circuit breaker of %s opens: tasks become dead letters for %g s",
-            self._name,
+            self.name,
             self._config.recovery_timeout,
         )
 

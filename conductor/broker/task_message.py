@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 #: Seconds; a limit that is longer than that is none.
 LONGEST = 10**9
+#: The header that says when a task was sent, as a Unix time.
+SENT_AT = "conductor_sent_at"
 #: Levels of lists and objects, as many as a dead letter can hold; Python gives up at about 900.
 DEEPEST = 200
+
+
+def sent_at_in(headers: Any) -> float | None:
+    """Give when a task was sent, where its headers say it."""
+    value = headers.get(SENT_AT) if isinstance(headers, dict) else None
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _utf8(text: str) -> str:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from conductor.cli import dead_letter_commands, looking_commands, watching_commands
 from conductor.cli.execution import Settings, execute
+from conductor.cli.metrics import export, with_port
 from conductor.cli.options import Json
 from conductor.cli.output import Output
 from conductor.cli.values import absolute_paths, parse_object, parse_pairs
@@ -100,6 +101,14 @@ def up(
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=64, help="How many of each.")] = 1,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Serve Prometheus the metrics of all of it, at /metrics of this port; 0 is any free one.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start agent nodes, and a server if none is configured; Ctrl-C stops all."""
@@ -112,9 +121,25 @@ def up(
     output = Output(as_json=as_json)
     execute(
         settings,
-        lambda config: Service(config, chosen, count, output, verbose=settings.verbose).run(),
+        lambda config: Service(
+            with_port(config, metrics_port), chosen, count, output, verbose=settings.verbose
+        ).run(),
         ends_with_signal=True,
     )
+
+
+@app.command(rich_help_panel=looking_commands.PANEL)
+def metrics(
+    context: typer.Context,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="The port; default: metrics.port, else 9464. 0 is any free one."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve Prometheus queues, breakers and agents, where no 'conductor up' does; Ctrl-C ends it."""
+    output = Output(as_json=as_json)
+    execute(context.obj, lambda config: export(with_port(config, port), output), ends_with_signal=True)
 
 
 @app.command()

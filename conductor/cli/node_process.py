@@ -46,6 +46,9 @@ def node_environment(
     env["CONDUCTOR_BUS"] = config.bus.model_dump_json()
     env["CONDUCTOR_WORK"] = config.work.model_dump_json()
     env["CONDUCTOR_ERRORS"] = config.errors.model_dump_json()
+    # One port is for one process: whoever starts nodes shows what they count.
+    metrics = config.metrics.model_copy(update={"port": None})
+    env["CONDUCTOR_METRICS"] = metrics.model_dump_json(exclude_none=True)
     env["CONDUCTOR_TRACING"] = config.tracing.model_dump_json(exclude_none=True)
     # Not in the command line, which everybody on the machine can read.
     env["CONDUCTOR_SIGNING"] = json.dumps(config.signing.dump_with_secrets())

@@ -10,6 +10,7 @@ from pathlib import Path
 from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
 from conductor.broker.node_spec import find_agent
 from conductor.cli.fleet import Fleet
+from conductor.cli.metrics import counting, showing
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
 from conductor.cli.servers import (
@@ -48,12 +49,16 @@ class Service:
         """Start everything, say how to reach it, and serve until cancelled."""
         agents = _known(self._agents)
         refuse_a_runs_server(self._config)
-        async with embedded_if_needed(self._config) as server, Conductor(self._config) as conductor:
-            self._say_addresses(conductor, server)
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(embedded_if_needed(self._config))
+            config, metrics = stack.enter_context(counting(self._config))
+            conductor = await stack.enter_async_context(Conductor(config, metrics=metrics))
+            url = stack.enter_context(showing(config, conductor.addresses, self._output))
+            self._say_addresses(conductor, server, url)
             async with Fleet(conductor, self._on_node, self._output.note if self._verbose else None) as fleet:
                 try:
                     await fleet.start(await self._named(agents, conductor, fleet))
-                    self._say_ready(conductor, fleet, example_input(agents[0]))
+                    self._say_ready(conductor, fleet, example_input(agents[0]), url)
                     await self._until_cancelled(server)
                 except asyncio.CancelledError:
                     self._output.say("stopping; again Ctrl-C does not wait for what agents do")
@@ -96,7 +101,7 @@ class Service:
                     "command that starts first owns it. Start 'conductor up' again, and then these"
                 )
 
-    def _say_addresses(self, conductor: Conductor, server: EmbeddedServer | None) -> None:
+    def _say_addresses(self, conductor: Conductor, server: EmbeddedServer | None, url: str | None) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
         # A configured broker may stand beside an embedded Redis.
         embedded = mask_url(server.url) if server else None
@@ -104,9 +109,11 @@ class Service:
         self._output.say(f"broker  {broker}{note if broker == embedded else ''}")
         if redis != broker:
             self._output.say(f"redis   {redis}{note if redis == embedded else ''}")
+        if url is not None:
+            self._output.say(f"metrics {url}")
         self._output.say(f"logs    {self._config.data_dir.absolute() / 'logs'}")
 
-    def _say_ready(self, conductor: Conductor, fleet: Fleet, example: str) -> None:
+    def _say_ready(self, conductor: Conductor, fleet: Fleet, example: str, url: str | None) -> None:
         broker, redis = (mask_url(url) for url in _urls(conductor))
         self._output.say()
         self._output.say("Ready. In another terminal:")
@@ -115,9 +122,8 @@ class Service:
         self._output.say("  conductor listen 'conductor:*'")
         self._output.say(f"From a program: CONDUCTOR_BROKER_URL={broker} CONDUCTOR_REDIS__URL={redis}")
         self._output.say("Ctrl-C stops all.")
-        self._output.emit(
-            {"event": "ready", "broker_url": broker, "redis_url": redis, "agents": fleet.agent_ids}
-        )
+        ready = {"event": "ready", "broker_url": broker, "redis_url": redis, "agents": fleet.agent_ids}
+        self._output.emit(ready if url is None else ready | {"metrics_url": url})
 
     def _on_node(self, event: str, node: NodeProcess, sentence: str) -> None:
         if event == "ready":

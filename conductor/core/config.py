@@ -24,6 +24,7 @@ from conductor.core.config_sections import (
     BreakerConfig,
     BusConfig,
     ErrorsConfig,
+    MetricsConfig,
     NodeConfig,
     PolicySetting,
     RedisConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "BusConfig",
     "ConductorConfig",
     "ErrorsConfig",
+    "MetricsConfig",
     "NodeConfig",
     "PolicySetting",
     "RedisConfig",
@@ -120,6 +122,7 @@ class ConductorConfig(BaseSettings):
     errors: ErrorsConfig = Field(default_factory=ErrorsConfig)
     tracing: TracingConfig = Field(default_factory=TracingConfig)
     signing: SigningConfig = Field(default_factory=SigningConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     policies: list[PolicySetting] = Field(default_factory=list)
     """What a Conductor asks before it dispatches a task, in this order."""
     _origin: _Origin = PrivateAttr(default_factory=_Origin)

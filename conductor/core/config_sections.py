@@ -1,6 +1,7 @@
 """The parts of the configuration, one a concept."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -116,6 +117,22 @@ class TracingConfig(Section):
         if exporter in ("none", "otlp", "console") or (colon and module and name):
             return exporter
         raise ValueError(f"{exporter!r} is none of 'none', 'otlp', 'console' and package.module:function")
+
+
+class MetricsConfig(Section):
+    """Whether nodes and `conductor up` count, and where they show Prometheus the numbers."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Where `/metrics` is; 0 is any free port, None none."""
+    host: NonEmptyStr = "127.0.0.1"
+    """The address of this machine to listen on."""
+    directory: Path | None = None
+    """Where to count, for another process to show; it has to exist. None: in one of the node's own."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether to count."""
+        return self.port is not None or self.directory is not None
 
 
 class BreakerConfig(Section):
