@@ -28,6 +28,7 @@ TASK_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800
 OUTCOMES = ("completed", "failed", "cancelled")
 REQUEST_OUTCOMES = ("answered", "error", "timeout", "failed", "cancelled")
 DROPPED = ("buffer_full", "invalid")
+REFUSED = ("too_large",)
 
 
 class PrometheusMetrics(Metrics):
@@ -116,6 +117,8 @@ class PrometheusMetrics(Metrics):
             self._delivered.labels(kind.value)
         for reason in DROPPED:
             self._dropped.labels(reason)
+        for reason in REFUSED:
+            self._refused.labels(reason)
         for outcome in REQUEST_OUTCOMES:
             self._requests.labels(outcome)
         for letter_reason in DeadLetterReason:
