@@ -60,6 +60,7 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "node": {"agent": None, "agent_id": None, "heartbeat_interval": 2.0},
         "policies": [],
+        "metrics": {"port": None, "host": "127.0.0.1", "directory": None},
         "tracing": {
             "exporter": "none",
             "endpoint": None,
