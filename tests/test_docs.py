@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import yaml
 from pydantic import BaseModel
 
 from conductor.core.config import ConductorConfig
@@ -34,3 +35,12 @@ def test_every_agent_is_documented() -> None:
 def test_every_threshold_is_documented() -> None:
     text = (DOCS / "shipped-agents.md").read_text()
     assert set(re.findall(r"`((?:max|min)_[a-z_]+)`", text)) >= THRESHOLDS.keys()
+
+
+def test_every_alert_has_a_section_in_the_runbook_and_no_other() -> None:
+    groups = yaml.safe_load((DOCS / "grafana" / "alerts.yml").read_text())["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    sections = re.split(r"^## ", (DOCS / "runbook.md").read_text(), flags=re.MULTILINE)[1:]
+    assert sorted(section.split("\n")[0] for section in sections) == sorted(alerts)
+    for section in sections:
+        assert re.findall(r"^\*\*(.*?):\*\*", section, re.MULTILINE) == ["Means", "Look", "Do"]
