@@ -30,7 +30,7 @@ OWN_TESTS = {
     "testing.md": "testing/test_testing_doc.py",
 }
 # Pages whose every block is a program that runs by itself, beside `conductor up`.
-PROGRAMS = ["logging.md"]
+PROGRAMS = ["logging.md", "metrics.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
