@@ -92,7 +92,7 @@ class Background:
         """The first JSON line with these fields."""
 
         def find() -> dict[str, Any] | None:
-            assert self.process.poll() is None or not self._reading(), repr(self)
+            assert self.process.poll() is None or self._reading(), repr(self)
             return next((e for e in self.events if fields.items() <= e.items()), None)
 
         event = wait_until_sync(find, timeout=LIMIT)
