@@ -306,4 +306,4 @@ def test_completion_knows_the_reasons(tmp_path: Path) -> None:
     env = environment(tmp_path) | {"_CONDUCTOR_COMPLETE": "complete_bash", "COMP_CWORD": "4"}
     env |= {"COMP_WORDS": "conductor dlq list --reason re"}
     done = subprocess.run([COMMAND], env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert set(done.stdout.split()) == {"retries_exhausted", "rejected"}
+    assert set(done.stdout.split()) == {"retries_exhausted", "rejected", "refused"}

@@ -163,7 +163,8 @@ def filed_letters(url: str, message_id: str | None = None) -> list[DeadLetter]:
         channel = connection.default_channel
         queue = topology.dead_letter_queue()(channel)
         queue.declare()
-        while (found := queue.get()) is not None:
+        # Queue.get would raise for originals that were refused as they are.
+        while (found := channel.basic_get(queue.name)) is not None:
             letters.append(letter_of(found.body, found.headers))
         channel.close()
     return [letter for letter in letters if message_id in (None, letter.message_id)]
