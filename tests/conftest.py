@@ -21,10 +21,7 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def rabbitmq_url() -> Iterator[str]:
     """A virtual host of this run's own."""
-    if reason := rabbitmq.absence():
-        if os.environ.get(rabbitmq.REQUIRED) == "1":
-            pytest.fail(f"RabbitMQ is required here: {reason}")
-        pytest.skip(f"RabbitMQ: {reason}")
+    rabbitmq.skip_without()
     with rabbitmq.virtual_host() as url:
         yield url
 

@@ -66,7 +66,7 @@ def flower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory, port = tmp_path_factory.mktemp("flower"), free_port()
     with (
         pytest.MonkeyPatch.context() as patch,
-        place_on(request.param, request, directory) as place,
+        place_on(request.param, directory) as place,
     ):
         patch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
         options = ["flower", "--port", str(port), "--persistent=False"]

@@ -30,7 +30,7 @@ tasks:
 
 @pytest.fixture(scope="module", params=["embedded", "valkey", "rabbitmq"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with place_on(request.param, request, tmp_path_factory.mktemp("looking")) as place:
+    with place_on(request.param, tmp_path_factory.mktemp("looking")) as place:
         write_files(place.directory, {"two.yaml": WORKFLOW})
         yield place
 
@@ -166,6 +166,7 @@ def test_watching_looks_again_until_it_is_ended(place: Place) -> None:
         wait_until_sync(lambda: len(watch.out) >= 3, timeout=30)
         assert watch.end() == 0
     assert all("healthy" in json.loads(line) for line in watch.out)
+    place.run("dispatch", "--agent", "loud-1", "-i", "say=x")
     with background(place.data, "tasks", "-w", "0.1", cwd=place.directory) as watch:
         wait_until_sync(lambda: "".join(watch.out).count("task ") >= 2, timeout=30)
         assert watch.end() == 0

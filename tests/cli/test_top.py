@@ -6,6 +6,7 @@ import pty
 import subprocess
 import termios
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from conductor.core.models import TaskDefinition
 from conductor.store.embedded import EmbeddedServer
 from tests.support.cli import COMMAND, LIMIT, background, conductor, environment
 from tests.support.nodes import Farm
+from tests.support.places import own_servers
 from tests.support.projects import write_files
 from tests.support.waiting import wait_until, wait_until_sync
 
 
-@pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
-async def test_snapshots_tell_what_nodes_do(
-    request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path, broker: str
-) -> None:
-    store = f"{valkey_url.rpartition('/')[0]}/10"
-    url = store if broker == "valkey" else request.getfixturevalue("rabbitmq_url")
-    farm = Farm(Addresses(url, store), tmp_path)
-    write_files(tmp_path, {"conductor.yaml": f"broker_url: {url}\nredis: {{url: {store}}}\n"})
+@pytest.fixture(params=["valkey", "rabbitmq"])
+def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Addresses]:
+    with own_servers(request.param, tmp_path) as addresses:
+        yield addresses
+
+
+async def test_snapshots_tell_what_nodes_do(servers: Addresses, tmp_path: Path) -> None:
+    farm = Farm(servers, tmp_path)
+    settings = f"broker_url: {servers.broker_url}\nredis: {{url: {servers.redis_url}}}\n"
+    write_files(tmp_path, {"conductor.yaml": settings})
     try:
         node = farm.start("ObedientAgent")
         await asyncio.to_thread(farm.setup, node)

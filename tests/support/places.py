@@ -1,5 +1,6 @@
 """A `conductor up` on each kind of broker, and the commands of a person beside it."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from conductor.broker.addresses import Addresses
 from conductor.cli.commands import app
+from conductor.store.embedded import EmbeddedServer
+from tests.support import rabbitmq
 from tests.support.cli import Background, background
 from tests.support.projects import write_files
 
@@ -73,14 +77,27 @@ class Place:
 
 
 @contextmanager
-def place_on(kind: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[Place]:
-    """An agent loud-1 on the embedded server, on the shared Valkey, or on RabbitMQ."""
-    server = request.getfixturevalue("valkey_url").rpartition("/")[0]
-    settings = f"broker_url: {server}/11\n" if kind == "valkey" else ""
-    if kind == "rabbitmq":
-        url = request.getfixturevalue("rabbitmq_url")
-        settings = f"broker_url: {url}\nredis:\n  url: {server}/12\n"
-    write_files(directory, {"loud.py": AGENTS, "conductor.yaml": settings})
-    with background(directory / "data", "up", "--agents", "loud:loud", "--json", cwd=directory) as up:
+def own_servers(kind: str, directory: Path) -> Iterator[Addresses]:
+    """Servers on which nothing of another test waits or is shown."""
+    with contextlib.ExitStack() as stack:
+        if kind == "rabbitmq":
+            rabbitmq.skip_without()
+        store = stack.enter_context(EmbeddedServer(directory / "valkey")).url
+        broker = stack.enter_context(rabbitmq.virtual_host()) if kind == "rabbitmq" else store
+        yield Addresses(broker, store)
+
+
+@contextmanager
+def place_on(kind: str, directory: Path) -> Iterator[Place]:
+    """An agent loud-1 on the embedded server, on a Valkey, or on RabbitMQ."""
+    with contextlib.ExitStack() as stack:
+        settings = ""
+        if kind != "embedded":
+            addresses = stack.enter_context(own_servers(kind, directory))
+            settings = f"broker_url: {addresses.broker_url}\nredis:\n  url: {addresses.redis_url}\n"
+        write_files(directory, {"loud.py": AGENTS, "conductor.yaml": settings})
+        up = stack.enter_context(
+            background(directory / "data", "up", "--agents", "loud:loud", "--json", cwd=directory)
+        )
         up.wait_for_event(event="ready")
         yield Place(directory, up)

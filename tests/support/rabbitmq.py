@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from kombu import Connection, Exchange
 
 from tests.support.waiting import wait_until_sync
@@ -42,6 +43,14 @@ def absence() -> str | None:
     except subprocess.SubprocessError as error:
         return f"rabbitmqctl may not be used by this user ({error}); set {URL} instead"
     return None
+
+
+def skip_without() -> None:
+    """Skip the test where there is no RabbitMQ, or fail it where there has to be one."""
+    if reason := absence():
+        if os.environ.get(REQUIRED) == "1":
+            pytest.fail(f"RabbitMQ is required here: {reason}")
+        pytest.skip(f"RabbitMQ: {reason}")
 
 
 @contextmanager
