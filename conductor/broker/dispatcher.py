@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from conductor.broker.readable import NAME_LIMIT, display_of_task
 from conductor.broker.records import TaskRecords, pending_record, record_key
 from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
-from conductor.broker.task_message import SENT_AT, task_bytes
+from conductor.broker.task_message import task_bytes
 from conductor.broker.task_sender import TaskSender, broker_unavailable
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.transport import kombu_connection, limit_reading, system_of
@@ -252,7 +251,6 @@ class Dispatcher:
             time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
             **display_of_task(task, EXECUTE_TASK),
         )
-        message.headers[SENT_AT] = time.time()
         check_size(
             f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})",
             task_bytes(message),

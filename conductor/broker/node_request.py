@@ -15,8 +15,7 @@ from celery.worker.request import Request, task_ready
 
 from conductor.broker.node_runner import CANCEL_SIGNAL
 from conductor.broker.results import TaskFailed
-from conductor.broker.task_message import check
-from conductor.broker.task_messages import SENT_HEADER
+from conductor.broker.task_message import check, sent_at_in
 from conductor.core.exceptions import ConductorError
 from conductor.core.log_ids import bound_ids
 
@@ -79,8 +78,8 @@ class NodeRequest(Request):  # type: ignore[misc]
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Send an event; that of the start says how many seconds the task waited, if that is known."""
-        sent = self.request_dict.get(SENT_HEADER)
-        if type == "task-started" and isinstance(sent, (int, float)):
+        sent = sent_at_in(self.request_dict)
+        if type == "task-started" and sent is not None:
             due = self.eta.timestamp() if self.eta is not None else 0.0
             fields["waited"] = max(time.time() - max(sent, due), 0.0)
         super().send_event(type, **fields)

@@ -77,7 +77,7 @@ class Run:
     limit: float | None = None
     """Seconds after which its process is killed."""
     sent_at: float | None = None
-    """When `Conductor.dispatch` sent it, as a Unix time."""
+    """When it was sent, or replayed, as a Unix time; a retry keeps it."""
     redelivered: bool = False
     """Whether the broker says that somebody had this message before."""
 

@@ -10,15 +10,12 @@ from celery.app.amqp import AMQP
 from kombu.serialization import dumps
 
 from conductor.broker.signing import Signed, make_signer
+from conductor.broker.task_message import SENT_AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conductor.broker.signing import Signer
-
-
-#: Header of a task: seconds since the epoch at which it was sent.
-SENT_HEADER = "conductor_sent"
 
 
 class TaskMessages(AMQP):  # type: ignore[misc]
@@ -36,7 +33,7 @@ class TaskMessages(AMQP):  # type: ignore[misc]
     def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
         """Make the message of a task."""
         message = super().as_task_v2(*arguments, **options)
-        message.headers[SENT_HEADER] = time.time()
+        message.headers[SENT_AT] = time.time()
         return message
 
     def _create_task_sender(self) -> Callable[..., Any]:

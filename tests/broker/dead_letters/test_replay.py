@@ -7,6 +7,7 @@ from conductor.broker import topology
 from conductor.broker.addresses import Addresses
 from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.broker.dead_letters import encode_body
+from conductor.broker.task_message import SENT_AT
 from conductor.broker.tasks import EXECUTE_TASK
 from conductor.broker.topology import TRIAL_HEADER
 from conductor.core.config import ConductorConfig
@@ -50,8 +51,10 @@ async def test_a_replayed_task_begins_anew_under_its_id(
     arguments, keywords, _ = message.decode()
     assert TaskDefinition.model_validate(arguments[0]) == task
     assert keywords == {"run": letter.letter_id}
-    same = dict(letter.headers) | {"retries": 0, "eta": None, "expires": None}
+    sent_at = message.headers[SENT_AT]
+    same = dict(letter.headers) | {"retries": 0, "eta": None, "expires": None, SENT_AT: sent_at}
     assert message.headers == same
+    assert sent_at > letter.headers[SENT_AT]
     assert message.headers["timelimit"] == [60, None]
     assert message.properties["correlation_id"] == letter.properties["correlation_id"]
     assert message.properties["delivery_mode"] == 2

@@ -1,11 +1,14 @@
 """A dead letter that is replayed is done by a node."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 import redis.asyncio as redis
 
+from conductor.broker.task_events import TaskEvents
+from conductor.broker.task_message import SENT_AT
 from conductor.client import Conductor
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.messages import AgentMessage
@@ -87,6 +90,24 @@ async def test_a_replayed_task_that_waits_can_be_cancelled(
     await busy.result(20)
     await (await conductor.dispatch(task(), agent.agent_id)).result(20)
     assert notes(tmp_path / "log") == []
+
+
+async def test_a_replayed_task_has_waited_since_its_replay(
+    conductor: Conductor, agent: AgentNode, farm: Farm
+) -> None:
+    order = task()
+    letter = task_letter(farm.addresses, order, agent.agent_id)
+    letter.headers[SENT_AT] = time.time() - 3600
+    put(farm.addresses.broker_url, letter)
+    events = TaskEvents(farm.app)
+    events.start()
+    try:
+        await wait_until(lambda: events.error is None)
+        await conductor.dead_letters.replay(letter.letter_id)
+        waited = await wait_until(lambda: events.figures().waited["p95"])
+    finally:
+        await asyncio.to_thread(events.stop)
+    assert waited < 1800
 
 
 async def test_a_replayed_request_is_answered_anew(
