@@ -36,7 +36,10 @@ class ChannelKind(StrEnum):
     OTHER = "other"
 
 
-_NAMED = (ChannelKind.AGENT, ChannelKind.PHASE, ChannelKind.WORKFLOW, ChannelKind.TASK)
+_STARTS = {
+    f"{PREFIX}:{kind.value}:": kind
+    for kind in (ChannelKind.AGENT, ChannelKind.PHASE, ChannelKind.WORKFLOW, ChannelKind.TASK)
+}
 _FIXED = {
     BROADCAST: ChannelKind.BROADCAST,
     RESPONSE: ChannelKind.RESPONSE,
@@ -83,21 +86,30 @@ def task_channel(task_id: str) -> str:
     return _named_channel(ChannelKind.TASK, task_id)
 
 
+def kind_of(channel: str) -> ChannelKind:
+    """Tell what a channel, or a pattern of channels, is for; OTHER where that is not one thing."""
+    if channel in _FIXED:
+        return _FIXED[channel]
+    for start, kind in _STARTS.items():
+        if channel.startswith(start):
+            return kind
+    return ChannelKind.OTHER
+
+
 def parse_channel(channel: str) -> Channel:
     """Take a channel apart; `str()` of what comes back is `channel` again.
 
     A bad channel, or a bad id in one of ours, is a MessageBusError with code INVALID_CHANNEL.
     """
     validate_channel(channel)
+    kind = kind_of(channel)
+    if kind is ChannelKind.OTHER:
+        return Channel(kind, channel)
     if channel in _FIXED:
-        return Channel(_FIXED[channel])
-    for kind in _NAMED:
-        start = f"{PREFIX}:{kind.value}:"
-        if channel.startswith(start):
-            name = channel[len(start) :]
-            validate_name(name, kind)
-            return Channel(kind, name)
-    return Channel(ChannelKind.OTHER, channel)
+        return Channel(kind)
+    name = channel.removeprefix(f"{PREFIX}:{kind.value}:")
+    validate_name(name, kind)
+    return Channel(kind, name)
 
 
 def validate_name(name: str, kind: ChannelKind = ChannelKind.AGENT) -> None:

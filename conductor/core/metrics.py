@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conductor.core.channels import BROADCAST, DLQ, ERRORS, RESPONSE, ChannelKind
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_STARTS = {
-    f"conductor:{kind.value}:": kind
-    for kind in (ChannelKind.AGENT, ChannelKind.PHASE, ChannelKind.WORKFLOW, ChannelKind.TASK)
-}
-_FIXED = {
-    BROADCAST: ChannelKind.BROADCAST,
-    RESPONSE: ChannelKind.RESPONSE,
-    ERRORS: ChannelKind.ERRORS,
-    DLQ: ChannelKind.DLQ,
-}
+    from conductor.core.channels import ChannelKind
 
 
 class Metrics:
@@ -69,13 +58,3 @@ class Metrics:
 
 #: For who was given none.
 NO_METRICS = Metrics()
-
-
-def kind_of(channel: str) -> ChannelKind:
-    """Tell what a channel, or a pattern of channels, is for; OTHER where that is not one thing."""
-    if channel in _FIXED:
-        return _FIXED[channel]
-    for start, kind in _STARTS.items():
-        if channel.startswith(start):
-            return kind
-    return ChannelKind.OTHER

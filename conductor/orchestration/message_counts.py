@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from conductor.core.metrics import kind_of
+from conductor.core.channels import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
