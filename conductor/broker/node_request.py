@@ -189,7 +189,6 @@ class NodeRequest(Request):  # type: ignore[misc]
             os.kill(pid, CANCEL_SIGNAL)
         self.node.take_ahead()
 
-    @_with_ids
     def _count_by_type(self) -> None:
         """Count it under the name of its Celery task: those that people read are without number."""
         if self.name != self.type:
@@ -198,6 +197,7 @@ class NodeRequest(Request):  # type: ignore[misc]
             if not worker_state.total_count[self.name]:
                 del worker_state.total_count[self.name]
 
+    @_with_ids
     def _kill_if_running(self, pool: Any) -> None:
         job = self._apply_result and self._apply_result()
         if job is not None and not job.ready():

@@ -1,6 +1,7 @@
 """Agents that write log lines in every way there is, for nodes that are processes of their own."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 
@@ -21,10 +22,11 @@ SAID = [
 
 
 class Words(BaseModel):
-    """What to say beside all that is said anyway, and whether to fail."""
+    """What to say beside all that is said anyway, and whether to fail, or to go on when cancelled."""
 
     say: str = ""
     fail_with: str = ""
+    be_stubborn: bool = False
 
 
 @agent("test_data")
@@ -44,6 +46,9 @@ async def talk(data: Words, context: TaskContext) -> None:
         library.warning(data.say)
     if data.fail_with:
         raise ValueError(data.fail_with)
+    while data.be_stubborn:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
 
 
 async def _warn(library: logging.Logger) -> None:

@@ -101,6 +101,23 @@ async def test_hostile_ids_and_texts_stay_in_their_line(conductor: Conductor, no
     assert not [line for line in lines(node) if line["event"] == "forged"]
 
 
+async def test_the_killing_of_a_task_that_ignores_its_cancelling_has_its_ids(
+    conductor: Conductor, node: AgentNode
+) -> None:
+    task = talk.task(Words(be_stubborn=True), metadata={"workflow_id": "w-4"})
+    handle = await conductor.dispatch(task, node.agent_id)
+
+    def saying(text: str) -> list[Line]:
+        mine = [line for line in lines(node) if line["task_id"] == task.task_id]
+        return [line for line in mine if text in line["event"]]
+
+    await wait_until(lambda: saying("by print"), timeout=30)
+    await handle.cancel()
+    await handle.result(30)
+    [killed] = [line for line in lines(node) if "killing its process" in line["event"]]
+    assert (killed["task_id"], killed["workflow_id"]) == (task.task_id, "w-4")
+
+
 async def test_a_request_has_the_id_of_its_message_and_its_task(
     conductor: Conductor, node: AgentNode
 ) -> None:
