@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from functools import wraps
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import control
@@ -13,6 +11,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from conductor.broker.node_request import NodeRequest
+from conductor.core.versions import installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,16 +68,8 @@ def cancel_task(state: Any, task_id: str, run: str = "", **_: Any) -> dict[str, 
 def describe(state: Any, **_: Any) -> dict[str, Any]:
     """Tell what may differ from node to node: versions, times in seconds, and the clock since 1970."""
     work = state.app.config.work
-    libraries = {
-        "conductor": "conductorai",
-        "celery": "celery",
-        "kombu": "kombu",
-        "redis": "redis",
-        "amqp": "amqp",
-    }
-    versions = {name: metadata.version(distribution) for name, distribution in libraries.items()}
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": installed(),
         "visibility_timeout": work.visibility_timeout,
         "touch_interval": work.touch_interval,
         "clock": time.time(),

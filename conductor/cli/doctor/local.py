@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from conductor.cli.doctor.findings import Finding, ok, problem, warning
 from conductor.core.config import DEFAULT_FILE, ENV_PREFIX
+from conductor.core.versions import DISTRIBUTION, installed, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,17 +22,8 @@ if TYPE_CHECKING:
 
     from conductor.core.config import ConductorConfig
 
-DISTRIBUTION = "conductorai"
-#: What carries messages and state, and is named with its version.
-SHOWN = ("celery", "kombu", "redis", "amqp")
 #: Bytes of free disk space below which it is a warning, and a problem.
 LITTLE_SPACE, NO_SPACE = 1024**3, 100 * 1024**2
-
-
-def installed() -> dict[str, str]:
-    """Give the versions of Python, of Conductor and of what it stands on."""
-    versions = {"python": platform.python_version(), "conductor": _version(DISTRIBUTION)}
-    return versions | {name: _version(name) for name in SHOWN}
 
 
 def check_versions() -> list[Finding]:
@@ -51,16 +43,9 @@ def _unfit() -> Iterator[str]:
         needed = Requirement(text)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
-        version = _version(needed.name)
+        version = version_of(needed.name)
         if not needed.specifier.contains(version, prereleases=True):
             yield f"{needed.name} {version} (it needs {needed.specifier})"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 def check_settings(file: Path | None) -> list[Finding]:

@@ -10,8 +10,8 @@ from conductor.broker.liveness import heartbeat_age, heartbeat_limit, lives
 from conductor.broker.node_control import DESCRIBE
 from conductor.cli.doctor.clocks import check_clock
 from conductor.cli.doctor.findings import Finding, ok, problem, warning
-from conductor.cli.doctor.local import installed
 from conductor.core.enums import AgentStatus
+from conductor.core.versions import installed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
