@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from conductor.broker.transport import Channel
 from conductor.cli.doctor.clocks import check_clock
 from conductor.cli.doctor.findings import Finding, cannot_check, ok, problem, warning
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 OLDEST = (6, 2)
 NEARLY_FULL = 0.9
-#: The key and the extra seconds after which a task that nobody touches should have gone to another node.
-UNACKED_INDEX = "conductor.unacked_index"
+#: Extra seconds after which a task that nobody touches should have gone to another node.
 SLACK = 60.0
 
 
@@ -142,7 +142,7 @@ def _tracking(check: str, client: Any, config: ConductorConfig) -> Finding:
 def _visibility(check: str, client: Any, config: ConductorConfig) -> Finding:
     work = config.work
     overdue = work.visibility_timeout + 2 * work.restore_interval + SLACK
-    left = client.zcount(UNACKED_INDEX, "-inf", time.time() - overdue)
+    left = client.zcount(Channel.unacked_index_key, "-inf", time.time() - overdue)
     if left:
         return problem(
             check,
