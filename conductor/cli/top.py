@@ -12,26 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from conductor.broker.addresses import find_addresses
 from conductor.broker.app import create_app
 from conductor.broker.overview import look_around
 from conductor.broker.task_events import WINDOW, TaskEvents
-from conductor.cli.status import agent_data, agents_table
-from conductor.cli.views import View, table_of
+from conductor.cli.status import PROBLEM_STYLE, agent_data, agents_table
+from conductor.cli.views import View, table_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.table import Table
 
     from conductor.broker.addresses import Addresses
     from conductor.broker.overview import Overview
     from conductor.broker.task_events import Figures
     from conductor.cli.output import Output
     from conductor.core.config import ConductorConfig
-
-PROBLEM_STYLE = "bold red"
 
 
 async def show_top(config: ConductorConfig, output: Output, interval: float, *, once: bool) -> int:
@@ -44,7 +43,7 @@ async def show_top(config: ConductorConfig, output: Output, interval: float, *, 
             while True:
                 await asyncio.sleep(interval)
                 view = await _look(config, addresses, events)
-                _write(output, view)
+                write(output, view)
                 if once:
                     return view.code
         await _screen(config, addresses, events, output, interval)
@@ -135,14 +134,3 @@ def _figures_table(figures: Figures) -> Table:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f} s"
-
-
-def _write(output: Output, view: View) -> None:
-    output.emit(view.data)
-    if output.as_json:
-        return
-    for part in view.parts:
-        if isinstance(part, Table):
-            output.show(part)
-        else:
-            output.say(part)

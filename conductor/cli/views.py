@@ -34,9 +34,7 @@ async def present(output: Output, look: Look, every: float | None) -> int:
     """
     if every is None:
         view = await look()
-        output.emit(view.data, indent=2)
-        if not output.as_json:
-            _print(output, view)
+        write(output, view, indent=2)
         return view.code
     if output.is_narrow and not output.as_json:
         with Live(console=output.human, screen=True, auto_refresh=False) as live:
@@ -45,9 +43,8 @@ async def present(output: Output, look: Look, every: float | None) -> int:
                 await asyncio.sleep(every)
     while True:
         view = await _tried(look)
-        output.emit(view.data)
+        write(output, view)
         if not output.as_json:
-            _print(output, view)
             output.say()
         await asyncio.sleep(every)
 
@@ -60,7 +57,11 @@ async def _tried(look: Look) -> View:
         return View({"error": error.message, "error_code": error.error_code}, [text], FAILED)
 
 
-def _print(output: Output, view: View) -> None:
+def write(output: Output, view: View, indent: int | None = None) -> None:
+    """Write a look as JSON, or as text."""
+    output.emit(view.data, indent=indent)
+    if output.as_json:
+        return
     for part in view.parts:
         if isinstance(part, Table):
             output.show(part)
