@@ -190,8 +190,6 @@ class AgentCoordinator:
 
     async def _reserve(self, task: TaskDefinition, agent_id: str | None) -> tuple[BaseAgent, Reservation]:
         """Choose the agent with the fewest tasks behind it; nobody else gets it until it was run."""
-        if task.assigned_to is None and agent_id is None:
-            raise self._refusal(task, "NO_AGENT_TYPE", "has no agent type; set assigned_to")
         # What a policy allows must still be true when the agent is reserved.
         async with self._choosing:
             wanted = self._wanted(task, agent_id)
@@ -207,8 +205,10 @@ class AgentCoordinator:
 
     def _wanted(self, task: TaskDefinition, agent_id: str | None) -> list[BaseAgent]:
         if agent_id is not None:
-            return [agent for agent in self._agents.values() if agent.agent_id == agent_id]
-        return [agent for agent in self._agents.values() if agent.agent_type == task.assigned_to]
+            return [self._agents[agent_id]] if agent_id in self._agents else []
+        if task.assigned_to is None:
+            raise self._refusal(task, "NO_AGENT_TYPE", "has no agent type; set assigned_to")
+        return self.get_agents_by_type(task.assigned_to)
 
     async def _ask_policies(self, agent: BaseAgent, task: TaskDefinition) -> Reservation:
         if self.policy_engine is None:
