@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 
 from conductor.broker.node_work import TaskWork, result_in
-from conductor.broker.results import TaskFailed, error_response, result_in_failure
+from conductor.broker.results import TaskFailed, result_in_failure, task_response
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, MessageBusError
-from conductor.core.messages import AgentMessage, TaskResultPayload
 from conductor.core.models import TaskResult
 from conductor.core.wording import error_text
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from conductor.broker.node_runner import Reason
     from conductor.broker.node_work import Office, Outcome
     from conductor.broker.records import Run
+    from conductor.core.messages import AgentMessage
     from conductor.core.models import TaskDefinition
 
 logger = logging.getLogger(__name__)
@@ -86,17 +86,7 @@ class AssignmentWork(TaskWork):
 
     async def _announce(self, result: TaskResult) -> None:
         try:
-            await self._office.events.reply(self._response_with(result), None)
+            response = task_response(self._message, result.agent_id, result, self._response)
+            await self._office.events.reply(response, None)
         except MessageBusError as error:
             logger.warning("The end of task %s was not announced: %s", result.task_id, error)
-
-    def _response_with(self, result: TaskResult) -> AgentMessage:
-        error = result.metadata.get("error")
-        if result.status is TaskStatus.FAILED and isinstance(error, dict):
-            code, text = str(error.get("error_code") or "UNKNOWN_ERROR"), result.error_message or ""
-            traceback = error.get("traceback")
-            return error_response(self._message, result.agent_id, code, text, traceback, result.task_id)
-        if self._response is not None:
-            return self._response
-        payload = TaskResultPayload(result=result).model_dump(mode="json")
-        return self._message.create_response(result.agent_id, MessageType.TASK_RESULT, payload)

@@ -11,7 +11,7 @@ from celery import states
 
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.fields import utc_now
-from conductor.core.messages import AgentMessage, ErrorPayload
+from conductor.core.messages import AgentMessage, ErrorPayload, TaskResultPayload
 from conductor.core.models import TaskResult
 from conductor.core.secrets import scrub
 from conductor.core.wording import traceback_text
@@ -133,6 +133,23 @@ def error_response(
         error_code=code, error_message=text, agent_id=agent_id, task_id=task_id, traceback=traceback
     )
     return message.create_response(agent_id, MessageType.ERROR, payload.model_dump(mode="json"))
+
+
+def task_response(
+    message: AgentMessage, agent_id: str, result: TaskResult, response: AgentMessage | None = None
+) -> AgentMessage:
+    """Make the answer to `message`, whose task ended with `result`.
+
+    It is an ERROR where that stands for an exception, else `response`, if there is one.
+    """
+    error = result.metadata.get("error")
+    if result.status is TaskStatus.FAILED and isinstance(error, dict):
+        code, text = str(error.get("error_code") or "UNKNOWN_ERROR"), result.error_message or ""
+        return error_response(message, agent_id, code, text, error.get("traceback"), result.task_id)
+    if response is not None:
+        return response
+    payload = TaskResultPayload(result=result).model_dump(mode="json")
+    return message.create_response(agent_id, MessageType.TASK_RESULT, payload)
 
 
 def timeout_response(message: AgentMessage, agent_id: str, seconds: float) -> AgentMessage:

@@ -17,13 +17,14 @@ from conductor.broker.results import (
     error_response,
     refused,
     result_without_agent,
+    task_response,
 )
 from conductor.broker.task_handle import TaskHandle
 from conductor.core.channels import BROADCAST, RESPONSE, agent_channel
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, ConductorError
-from conductor.core.messages import AgentMessage, TaskAssignmentPayload, TaskResultPayload
+from conductor.core.messages import AgentMessage, TaskAssignmentPayload
 from conductor.orchestration.agent_coordinator import AgentCoordinator
 from conductor.orchestration.error_handler import ErrorHandler
 from conductor.orchestration.message_bus import InMemoryMessageBus
@@ -281,7 +282,7 @@ class InMemoryConductor:
         try:
             task = TaskAssignmentPayload.model_validate(message.payload).task
             result = await (await self.dispatch(task, agent.agent_id)).result()
-            response = _response(agent, message, result)
+            response = task_response(message, agent.agent_id, result)
         except (ConductorError, ValueError) as error:
             code = getattr(error, "error_code", "INVALID_PAYLOAD")
             response = error_response(message, agent.agent_id, code, str(error))
@@ -292,12 +293,3 @@ class InMemoryConductor:
         task = asyncio.create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
-
-
-def _response(agent: BaseAgent, message: AgentMessage, result: TaskResult) -> AgentMessage:
-    error = result.metadata.get("error")
-    if result.status is TaskStatus.FAILED and isinstance(error, dict):
-        code, text = str(error.get("error_code")), result.error_message or ""
-        return error_response(message, agent.agent_id, code, text, error.get("traceback"), result.task_id)
-    payload = TaskResultPayload(result=result).model_dump(mode="json")
-    return message.create_response(agent.agent_id, MessageType.TASK_RESULT, payload)
