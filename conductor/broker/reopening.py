@@ -62,11 +62,14 @@ class Reopening:
         """Disconnect."""
         await self._link.close()
 
-    async def reopen(self, task_id: str, name: str, run: str, queue: str) -> Reopened:
-        """File the task as waiting for `run` in `queue`, where nothing is in the way; StateError."""
+    async def reopen(self, task_id: str, name: str, run: str, queue: str, title: str = "") -> Reopened:
+        """File the task as waiting for `run` in `queue`, where nothing is in the way; StateError.
+
+        `title` is what its definition calls it.
+        """
         mark, agent_id = uuid.uuid4().hex, agent_of_queue(queue)
         keys = [record_key(task_id), *self._missing.keys(agent_id)]
-        record = pending_record(task_id, name, run)
+        record = pending_record(task_id, name, run, title, queue)
         arguments = [record, self._expires, run, *self._missing.arguments(agent_id), mark]
         word, status = await self._run("awaited", "reopen_task", keys=keys, arguments=arguments)
         return Reopened(Verdict(word.decode()), task_id, status.decode(), mark)

@@ -108,7 +108,10 @@ class Replaying:
             return _move(shelf, found, replay)
         if self._reopening is None:
             return NO_REDIS
-        reopening = self._reopening.reopen(replay.task_id, replay.task_name, letter.letter_id, replay.queue)
+        title = letter.task_name or ""
+        reopening = self._reopening.reopen(
+            replay.task_id, replay.task_name, letter.letter_id, replay.queue, title
+        )
         reopened = self._on_loop(reopening)
         if reopened.verdict is Verdict.BUSY:
             return BUSY.format(replay.task_id, reopened.status)

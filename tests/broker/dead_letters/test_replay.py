@@ -62,6 +62,7 @@ async def test_a_replayed_task_begins_anew_under_its_id(
     record = record_of(records, task.task_id)
     assert record is not None
     assert (record["status"], record["kwargs"]) == ("PENDING", {"run": letter.letter_id})
+    assert (record["title"], record["queue"]) == (task.name, topology.agent_queue(agent).name)
 
 
 async def test_a_replay_is_chosen_by_the_id_of_the_task_and_by_filters(
