@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conductor.broker.transport import scheme_of
+from conductor.broker.transport import tls_settings
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.tls import read_tls
 from conductor.store.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conductor.core.config import ConductorConfig
 
 
@@ -36,14 +39,10 @@ def find_addresses(config: ConductorConfig) -> Addresses:
 
     Looks for the embedded server only where it is needed, which takes a connection to it. Raises
     ConfigurationError, code NO_BROKER or NO_REDIS, when nothing is configured and it is not running, and
-    CONFIG_ERROR for a broker that is not known.
+    CONFIG_ERROR for a broker that is not known and for parameters of TLS that cannot be used.
     """
-    if config.broker_url:
-        try:
-            scheme_of(config.broker_url)
-        except ConfigurationError as error:
-            message = f"broker_url in {config.source_of('broker_url')} is not valid: {error.message}."
-            raise ConfigurationError(message, details={"keys": ["broker_url"]}) from None
+    _check(config, config.broker_url, tls_settings, "broker_url")
+    _check(config, config.redis.url, read_tls, "redis", "url")
     broker_url, redis_url = config.effective_broker_url, config.effective_redis_url
     if broker_url and redis_url:
         return Addresses(broker_url, redis_url)
@@ -61,6 +60,16 @@ def find_addresses(config: ConductorConfig) -> Addresses:
             "NO_REDIS",
         )
     return Addresses(broker_url or embedded, redis_url or embedded)
+
+
+def _check(config: ConductorConfig, url: str | None, check: Callable[[str], object], *key: str) -> None:
+    try:
+        if url:
+            check(url)
+    except ConfigurationError as error:
+        name = ".".join(key)
+        message = f"{name} in {config.source_of(*key)} is not valid: {error.message}."
+        raise ConfigurationError(message, details={"keys": [name]}) from None
 
 
 def uses_embedded(config: ConductorConfig) -> bool:

@@ -6,6 +6,8 @@
 - A message may be worked on for longer than RabbitMQ's `consumer_timeout`, 30 minutes by default, after which
   RabbitMQ closes the channel and delivers it again. Only 3.12 and later allow a limit for each queue.
 - Where that timeout strikes nevertheless, the connection counts as lost: celery 5.7 would end its worker.
+- amqps:// checks the certificate and the host name as `core.tls` reads it from the URL. py-amqp 5.4 checks no
+  host name by default, and kombu 5.7 makes 127.0.0.1 of localhost before it could be checked.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
+from amqp.transport import SSLTransport
 from kombu import Connection
 from kombu.transport import pyamqp
 
 from conductor.broker.plain_message import PlainMessage
 from conductor.broker.topology import WORK, durable_queue
+from conductor.core.tls import make_context, read_tls
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -161,6 +166,31 @@ class AmqpConnection(pyamqp.Connection):  # type: ignore[misc]
     Channel = Channel
 
 
+class _TLSSocket(SSLTransport):  # type: ignore[misc]
+    """A socket whose certificate is checked by our context."""
+
+    def _wrap_socket(self, sock: socket.socket, *, server_hostname: str, **settings: Any) -> ssl.SSLSocket:
+        context = make_context(settings)
+        return context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)
+
+
+class TLSConnection(AmqpConnection):
+    """Such a connection on such a socket."""
+
+    def Transport(  # noqa: N802 - py-amqp's
+        self,
+        host: str,
+        connect_timeout: float,
+        ssl: Any = None,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        **options: Any,
+    ) -> _TLSSocket:
+        """Give the socket, not connected yet."""
+        options |= {"read_timeout": read_timeout, "write_timeout": write_timeout}
+        return _TLSSocket(host, connect_timeout, ssl, **options)
+
+
 class _TransportMixin:
     """Keeps what is held while Celery's event loop runs."""
 
@@ -188,3 +218,14 @@ class Transport(_TransportMixin, pyamqp.Transport):  # type: ignore[misc]
 
 class TLSTransport(_TransportMixin, pyamqp.SSLTransport):  # type: ignore[misc]
     """amqps://"""
+
+    Connection = TLSConnection
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        settings = client.ssl if isinstance(client.ssl, dict) else {}
+        client.ssl = {
+            **(read_tls("amqps://") or {}),
+            "server_hostname": client.hostname or "localhost",
+            **settings,
+        }
+        super().__init__(client, **options)

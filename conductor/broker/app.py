@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 import click
 from celery import Celery
@@ -14,6 +12,7 @@ from conductor.broker import transport
 from conductor.broker.addresses import Addresses, find_addresses
 from conductor.core.config import ConductorConfig, load_config
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.tls import read_tls, without_tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,6 +157,7 @@ def _broker_settings(config: ConductorConfig, addresses: Addresses) -> dict[str,
     return {
         "broker_url": transport.broker_url(url),
         "broker_transport": transport.transport_name(url),
+        "broker_use_ssl": transport.tls_settings(url),
         "broker_transport_options": options,
         "broker_connection_retry_on_startup": True,
         "broker_connection_retry": True,
@@ -168,16 +168,14 @@ def _broker_settings(config: ConductorConfig, addresses: Addresses) -> dict[str,
 
 def _backend_settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
     url = addresses.redis_url
-    values: dict[str, Any] = {
-        "result_backend": _backend_url(url),
+    return {
+        "result_backend": _backend_url(without_tls(url)),
+        "redis_backend_use_ssl": read_tls(url),
         "result_expires": config.redis.result_expires_seconds,
         "result_extended": True,
         "redis_socket_connect_timeout": config.bus.connect_timeout,
         "redis_retry_on_timeout": True,
     }
-    if url.startswith("rediss://") and "ssl_cert_reqs" not in parse_qs(urlsplit(url).query):
-        values["redis_backend_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return values
 
 
 def _backend_url(url: str) -> str:

@@ -244,7 +244,7 @@ class DeadLetterQueue:
             limit_reading(connection)
             return work(open_shelf(self._broker_url, connection, self._busy_timeout), stop)
         except (OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
-            problem = broker_unavailable(error, wish)
+            problem = broker_unavailable(error, self._broker_url, wish)
             problem.details |= details()
             raise problem from error
         except ConductorError as error:

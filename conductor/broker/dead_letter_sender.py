@@ -76,7 +76,7 @@ class DeadLetterSender:
                 lost = connection is None or isinstance(error, connection.recoverable_connection_errors)
                 self._drop()
                 if attempt == 2 or not lost:
-                    raise broker_unavailable(error, "keep a dead letter") from error
+                    raise broker_unavailable(error, self._url, "keep a dead letter") from error
             else:
                 return
 

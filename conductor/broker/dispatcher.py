@@ -192,7 +192,7 @@ class Dispatcher:
             await put_aside_tasks(queue, errors)
             await asyncio.to_thread(queue.delete)
         except queue.errors as error:
-            raise broker_unavailable(error, "delete the queue of an agent") from error
+            raise broker_unavailable(error, self._broker_url, "delete the queue of an agent") from error
         finally:
             await asyncio.to_thread(queue.__exit__, None, None, None)
             await asyncio.to_thread(letters.close)
@@ -204,7 +204,7 @@ class Dispatcher:
             limit_reading(connection)
             self._app.control.broadcast(command, arguments=arguments, connection=connection)
         except (OperationalError, *connection.recoverable_connection_errors) as error:
-            raise broker_unavailable(error, "tell the nodes to cancel a task") from error
+            raise broker_unavailable(error, self._broker_url, "tell the nodes to cancel a task") from error
         finally:
             connection.release()
 

@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 
 from conductor.broker.session import BusSettings, Session
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
-from conductor.broker.transport import scheme_of, system_of
+from conductor.broker.transport import system_of, tls_settings
 from conductor.core.channels import RESPONSE, validate_channel, validate_group, validate_pattern
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
 from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.retry import RetryPolicy
+from conductor.core.tls import read_tls
 from conductor.orchestration.groups import check_membership
 from conductor.orchestration.message_bus import (
     Callback,
@@ -83,7 +84,7 @@ class KombuMessageBus(MessageBus):
         restore_interval: float = 3.0,
         metrics: Metrics = NO_METRICS,
     ) -> None:
-        scheme_of(url)
+        tls_settings(url)
         for name, value in (
             ("buffer_size", buffer_size),
             ("publish_timeout", publish_timeout),
@@ -106,6 +107,8 @@ class KombuMessageBus(MessageBus):
                 f"dedup_url {mask_url(dedup_url)!r} is no Redis; it begins with one of "
                 f"{', '.join(f'{scheme}://' for scheme in _DEDUP_SCHEMES)}"
             )
+        if dedup_url is not None:
+            read_tls(dedup_url)
         self._settings = BusSettings(
             url=url,
             bus_id=bus_id or uuid.uuid4().hex,

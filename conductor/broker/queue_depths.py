@@ -61,7 +61,7 @@ def read_queue_depths(
         else:
             found = _on_redis(connection, agent_ids)
     except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
-        raise broker_unavailable(error, "look at its queues") from error
+        raise broker_unavailable(error, broker_url, "look at its queues") from error
     finally:
         disconnect(connection)
     return sorted(found, key=lambda queue: queue.name)

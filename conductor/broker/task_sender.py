@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.broker.transport import connect, disconnect
 from conductor.core.exceptions import MessageBusError
+from conductor.core.tls import explain_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery import Celery
     from kombu import Connection
+
+    from conductor.broker.app import ConductorApp
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class TaskSender:
     Celery's own sending blocks; a thread per task would open a connection each.
     """
 
-    def __init__(self, app: Celery, describe: Callable[[], Connection], timeout: float) -> None:
+    def __init__(self, app: ConductorApp, describe: Callable[[], Connection], timeout: float) -> None:
         """`describe` makes a Connection of which no operation waits for ever; `timeout` is for connecting."""
         self._app = app
         self._describe = describe
@@ -125,7 +127,7 @@ class TaskSender:
                 if error is None:
                     letter.sent.set_result(None)
                 else:
-                    letter.sent.set_exception(broker_unavailable(error))
+                    letter.sent.set_exception(broker_unavailable(error, self._app.addresses.broker_url))
 
         self._call(complete)
 
@@ -137,10 +139,11 @@ class TaskSender:
             logger.debug("the event loop ended before its tasks were sent")
 
 
-def broker_unavailable(error: Exception, wish: str = "send a task") -> MessageBusError:
+def broker_unavailable(error: Exception, url: str, wish: str = "send a task") -> MessageBusError:
     """Make the error of a broker that could not be reached to do what was wished."""
+    reason = explain_tls(error, url) or error or type(error).__name__
     problem = MessageBusError(
-        f"The broker cannot be reached to {wish}: {error or type(error).__name__}",
+        f"The broker cannot be reached to {wish}: {reason}",
         "BROKER_UNAVAILABLE",
         {"cause": repr(error)},
     )

@@ -16,14 +16,13 @@ What differs from kombu 5.7:
   back, it is what it was.
 - The keys of unacknowledged messages are our own: our short visibility timeout must not restore those of
   other applications in the same database.
-- rediss:// verifies certificates unless the URL says `ssl_cert_reqs=none`.
+- TLS is what `core.tls` reads from the URL: certificates and host names are checked unless it says otherwise.
 """
 
 from __future__ import annotations
 
 import base64
 import logging
-import ssl
 import time
 import uuid
 from queue import Empty
@@ -44,6 +43,7 @@ from conductor.broker.topology import EVENTS, REPLIES, WORK
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.secrets import remember_secrets
+from conductor.core.tls import read_tls, without_tls
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ _TRANSPORTS = {
     "sentinel": f"{_MODULE}:SentinelTransport",
     **AMQP_TRANSPORTS,
 }
+#: Seconds that one answer of a Sentinel with TLS may take.
+_SENTINEL_LIMIT = 5.0
 #: Schemes of the brokers we know.
 SCHEMES = tuple(_TRANSPORTS)
 
@@ -293,7 +295,7 @@ class TLSTransport(Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         if not client.ssl:
-            client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+            client.ssl = read_tls("rediss://")
         super().__init__(client, **kwargs)
 
 
@@ -332,12 +334,23 @@ def transport_options(url: str) -> dict[str, Any]:
     if scheme_of(url) != "sentinel":
         return {}
     query = dict(parse_qsl(urlsplit(url).query))
-    return {"master_name": query.get("master_name", "mymaster")}
+    options: dict[str, Any] = {"master_name": query.get("master_name", "mymaster")}
+    if tls := read_tls(url):
+        # With arguments of their own Sentinels do not get the timeouts of the master's connections.
+        limits = {"socket_timeout": _SENTINEL_LIMIT, "socket_connect_timeout": _SENTINEL_LIMIT}
+        options["sentinel_kwargs"] = {"ssl": True, **limits, **tls}
+    return options
+
+
+def tls_settings(url: str) -> dict[str, Any] | bool:
+    """What to give kombu as `ssl`, and Celery as `broker_use_ssl`; ConfigurationError as `read_tls`."""
+    scheme_of(url)
+    return read_tls(url) or False
 
 
 def broker_url(url: str) -> str:
-    """The URL as kombu takes it: without the parameters that `transport_options` reads."""
-    return urlunsplit(urlsplit(url)._replace(query="")) if scheme_of(url) == "sentinel" else url
+    """The URL as kombu takes it: without what `transport_options` and `tls_settings` read."""
+    return urlunsplit(urlsplit(url)._replace(query="")) if scheme_of(url) == "sentinel" else without_tls(url)
 
 
 def kombu_connection(
@@ -371,6 +384,7 @@ def kombu_connection(
     return Connection(
         broker_url(url),
         transport=transport_name(url),
+        ssl=tls_settings(url),
         connect_timeout=connect_timeout,
         heartbeat=heartbeat,
         transport_options=options,

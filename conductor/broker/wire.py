@@ -12,6 +12,7 @@ import redis.exceptions
 from conductor.broker.topology import DEADLINE_HEADER
 from conductor.core.config import mask_url
 from conductor.core.exceptions import MessageBusError
+from conductor.core.tls import explain_tls
 
 if TYPE_CHECKING:
     import asyncio
@@ -147,6 +148,10 @@ def unavailable(error: Exception, url: str) -> MessageBusError:
         )
     if isinstance(error, _REFUSED) and not isinstance(error, ssl.SSLError | OSError):
         return MessageBusError(f"The broker at {where} refuses: {error}", "BROKER_REFUSED", details)
+    if trouble := explain_tls(error, url):
+        return MessageBusError(
+            f"The broker at {where} cannot be used: {trouble}", "BROKER_UNAVAILABLE", details
+        )
     return MessageBusError(
         f"No broker answers at {where}: {error or type(error).__name__}", "BROKER_UNAVAILABLE", details
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-import ssl
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from redis.connection import parse_url
 
-from conductor.core.exceptions import StateError
+from conductor.core.exceptions import ConfigurationError, StateError
 from conductor.core.secrets import remember_secrets
+from conductor.core.tls import make_context, read_tls
 from conductor.core.urls import mask_url
 
+if TYPE_CHECKING:
+    import ssl
+
 SCHEMES = ("redis", "rediss", "unix")
-_CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def read_url(url: str) -> Endpoint:
         scheme = urlsplit(url).scheme
         if scheme not in SCHEMES:
             raise ValueError(f"the scheme is none of {', '.join(SCHEMES)}")
+        tls = read_tls(url)
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
         if scheme == "unix" and not options.get("path"):
             raise ValueError("the path of the socket is missing")
@@ -53,9 +56,9 @@ def read_url(url: str) -> Endpoint:
             database=database,
             username=options.get("username"),
             password=options.get("password"),
-            tls=_tls(options) if scheme == "rediss" else None,
+            tls=None if tls is None else make_context(tls),
         )
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ConfigurationError, ValueError, TypeError, AttributeError, OSError) as error:
         raise bad_url(shown, str(error)) from None
 
 
@@ -84,17 +87,3 @@ def _database(url: str, options: dict[str, Any]) -> int:
     if database < 0:
         raise ValueError(f"the database {database} is not a number of 0 or more")
     return database
-
-
-def _tls(options: dict[str, Any]) -> ssl.SSLContext:
-    context = ssl.create_default_context(
-        cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path")
-    )
-    required = options.get("ssl_cert_reqs", "required")
-    if required not in _CERTIFICATES:
-        raise ValueError(f"ssl_cert_reqs={required} is none of {', '.join(_CERTIFICATES)}")
-    context.check_hostname = required != "none" and str(options.get("ssl_check_hostname", True)) != "False"
-    context.verify_mode = _CERTIFICATES[required]
-    if certificate := options.get("ssl_certfile"):
-        context.load_cert_chain(certificate, options.get("ssl_keyfile"), options.get("ssl_password"))
-    return context

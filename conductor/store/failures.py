@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from conductor.core.exceptions import StateError
+from conductor.core.tls import explain_tls
 from conductor.store.endpoint import Endpoint, bad_url
 
 # Redis before 7 wraps the error of a command that a script called, some of them twice.
@@ -81,8 +82,14 @@ def auth_failed(endpoint: Endpoint, reply: str) -> StateError:
     )
 
 
-def unavailable(endpoint: Endpoint, reason: str) -> StateError:
-    """Make the error of a server that cannot be talked to."""
+def unavailable(endpoint: Endpoint, reason: str, cause: BaseException | None = None) -> StateError:
+    """Make the error of a server that cannot be talked to; what `cause` tells of TLS goes before `reason`."""
+    if trouble := explain_tls(cause, endpoint.shown):
+        return StateError(
+            f"the Redis server {endpoint.shown} cannot be used: {trouble}",
+            "STATE_UNAVAILABLE",
+            {"url": endpoint.shown, "reason": reason},
+        )
     return StateError(
         f"the Redis server {endpoint.shown} cannot be reached: {reason or 'no reason given'}. Is it running, "
         "and are host and port right?",

@@ -117,7 +117,7 @@ class Link:
                 if not self._open:
                     raise not_connected() from None
                 if not again:
-                    raise unavailable(self.endpoint, str(error)) from error
+                    raise unavailable(self.endpoint, str(error), error) from error
                 again = False
 
     def failure(self, reply: ReplyError, key: bytes | str) -> StateError:
@@ -183,7 +183,7 @@ class Link:
         except TimeoutError:
             raise unavailable(self.endpoint, f"no answer within {self._connect_timeout:g} s") from None
         except (ConnectionLostError, OSError) as error:
-            raise unavailable(self.endpoint, str(error)) from error
+            raise unavailable(self.endpoint, str(error), error) from error
 
 
 # What scripts reply on purpose; see the Lua files.

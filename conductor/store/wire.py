@@ -92,7 +92,9 @@ class Wire(asyncio.Protocol):
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(ConnectionLostError(reason))
+                lost = ConnectionLostError(reason)
+                lost.__cause__ = error
+                future.set_exception(lost)
         self._ended.set_result(None)
         if self._on_lost is not None:
             self._on_lost()

@@ -9,7 +9,7 @@ import kombu
 from kombu.asynchronous import Hub
 
 from conductor.broker.node_transport import node_transport_name
-from conductor.broker.transport import broker_url, kombu_connection, transport_options
+from conductor.broker.transport import broker_url, kombu_connection, tls_settings, transport_options
 from tests.support.waiting import wait_until_sync
 
 HOUR = 3600
@@ -55,8 +55,10 @@ def consuming(url: str, *, restore_interval: float = HOUR) -> Iterator[Consuming
     hub = Hub()
     options = {"unacked_restore_interval": restore_interval, "visibility_timeout": HOUR}
     options |= transport_options(url)
-    transport = node_transport_name(url)
-    with kombu.Connection(broker_url(url), transport=transport, transport_options=options) as connection:
+    transport, ssl = node_transport_name(url), tls_settings(url)
+    with kombu.Connection(
+        broker_url(url), transport=transport, transport_options=options, ssl=ssl
+    ) as connection:
         yield Consuming(hub, connection)
     hub.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection, Exchange
 
+from tests.support.certificates import ServerTLS
 from tests.support.waiting import wait_until_sync
 
 HOST, PORT = "127.0.0.1", 5672
@@ -96,14 +97,14 @@ def server_absence() -> str | None:
 
 
 @contextmanager
-def server(directory: Path, consumer_timeout: float = 1800.0) -> Iterator[str]:
+def server(directory: Path, consumer_timeout: float = 1800.0, tls: ServerTLS | None = None) -> Iterator[str]:
     """The URL of a RabbitMQ of one's own, which waits so many seconds for acknowledgements.
 
-    One that is started in the directory of another has what that one kept.
+    One that is started in the directory of another has what that one kept. One with `tls` has no other port.
     """
     settings, name = directory / "rabbitmq.conf", uuid.uuid5(uuid.NAMESPACE_URL, str(directory)).hex[:12]
     port, distribution_port, mapper_port = _free_port(), _free_port(), _free_port()
-    lines = [f"listeners.tcp.1 = {HOST}:{port}", f"consumer_timeout = {consumer_timeout * 1000:.0f}"]
+    lines = [f"consumer_timeout = {consumer_timeout * 1000:.0f}", *_listener(port, tls)]
     settings.write_text("\n".join(lines) + "\n")
     (directory / "plugins").touch()
     # It looks once a minute by itself.
@@ -130,12 +131,30 @@ def server(directory: Path, consumer_timeout: float = 1800.0) -> Iterator[str]:
     try:
         started = functools.partial(_is_up, process, port, directory / "output")
         wait_until_sync(started, timeout=90, interval=0.2)
-        yield f"amqp://guest:guest@{HOST}:{port}//"
+        yield (
+            f"amqp://guest:guest@{HOST}:{port}//"
+            if tls is None
+            else f"amqps://guest:guest@localhost:{port}//"
+        )
     finally:
         process.terminate()
         process.wait(30)
         # Erlang starts a port mapper, which would stay.
         subprocess.run(["epmd", "-port", str(mapper_port), "-kill"], check=False, capture_output=True)
+
+
+def _listener(port: int, tls: ServerTLS | None) -> list[str]:
+    if tls is None:
+        return [f"listeners.tcp.1 = {HOST}:{port}"]
+    return [
+        "listeners.tcp = none",
+        f"listeners.ssl.1 = {HOST}:{port}",
+        f"ssl_options.cacertfile = {tls.authority}",
+        f"ssl_options.certfile = {tls.certificate.file}",
+        f"ssl_options.keyfile = {tls.certificate.key}",
+        f"ssl_options.verify = {'verify_peer' if tls.demands_certificate else 'verify_none'}",
+        f"ssl_options.fail_if_no_peer_cert = {str(tls.demands_certificate).lower()}",
+    ]
 
 
 def _is_up(process: subprocess.Popen[bytes], port: int, output: Path) -> bool:

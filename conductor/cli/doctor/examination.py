@@ -21,6 +21,7 @@ from conductor.cli.doctor.rabbitmq_server import check_rabbitmq
 from conductor.cli.doctor.redis_server import check_redis
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConductorError, ConfigurationError
+from conductor.core.tls import explain_tls
 from conductor.store.redis_state import RedisStateManager
 
 if TYPE_CHECKING:
@@ -118,12 +119,16 @@ def _check_store(config: ConductorConfig, addresses: Addresses) -> list[Finding]
 
 
 def _unreachable(check: str, url: str, error: Exception) -> Finding:
+    variable = "CONDUCTOR_BROKER_URL" if check == "broker" else "CONDUCTOR_REDIS__URL"
+    if trouble := explain_tls(error, url):
+        return problem(
+            check, f"{mask_url(url)} cannot be used: {trouble.what}.", f"In {variable}: {trouble.advice}."
+        )
     reason = str(error).strip() or type(error).__name__
     return problem(
         check,
         f"{mask_url(url)} cannot be used: {reason.rstrip('.')}.",
-        "Start the server, or correct address and password: "
-        + ("CONDUCTOR_BROKER_URL." if check == "broker" else "CONDUCTOR_REDIS__URL."),
+        f"Start the server, or correct address and password: {variable}.",
     )
 
 
