@@ -28,6 +28,7 @@ class ConductorApp(Celery):  # type: ignore[misc]
     """Celery with Conductor's configuration, which is looked at when it is first needed."""
 
     amqp_cls = "conductor.broker.task_messages:TaskMessages"
+    control_cls = "conductor.broker.remote_control:RemoteControl"
 
     def __init__(
         self,

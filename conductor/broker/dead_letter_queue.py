@@ -16,7 +16,7 @@ from conductor.broker.letter_filter import Filters, LetterFilter
 from conductor.broker.letter_shelf import open_shelf
 from conductor.broker.reopening import Reopening
 from conductor.broker.replaying import Replaying, ReplayReport
-from conductor.broker.signing import make_signer
+from conductor.broker.signing import configured_signer
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.transport import kombu_connection, limit_reading
 from conductor.core.dead_letters import DeadLetter
@@ -71,7 +71,7 @@ class DeadLetterQueue:
         self._config = config
         self._broker_url = broker_url
         self._busy_timeout = busy_timeout
-        self._signer = make_signer(config.signing, config.redis.result_expires_seconds)
+        self._signer = configured_signer(config)
         self._reopening = Reopening(config, redis_url) if redis_url else None
 
     async def close(self) -> None:

@@ -7,17 +7,18 @@ import threading
 from typing import TYPE_CHECKING
 
 from conductor.broker.dead_letters import announcement, publish_dead_letter
-from conductor.broker.session import open_sender
+from conductor.broker.signing import Seals
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.topology import EVENTS
 from conductor.broker.transport import connect, disconnect, kombu_connection
-from conductor.broker.wire import Outgoing
+from conductor.broker.wire import Outgoing, open_sender, seal
 from conductor.core.channels import DLQ
 from conductor.core.metrics import NO_METRICS, Metrics
 
 if TYPE_CHECKING:
     from kombu import Connection, Producer
 
+    from conductor.broker.signing import Signer
     from conductor.broker.wire import Sender
     from conductor.core.dead_letters import DeadLetter
 
@@ -31,9 +32,15 @@ class DeadLetterSender:
     """Sends letters over one connection, made at the first; blocks, and may be called from any thread."""
 
     def __init__(
-        self, broker_url: str, connect_timeout: float, patience: float, metrics: Metrics = NO_METRICS
+        self,
+        broker_url: str,
+        connect_timeout: float,
+        patience: float,
+        metrics: Metrics = NO_METRICS,
+        signer: Signer | None = None,
     ) -> None:
         """`patience` is how many seconds a letter waits for a broker that is away."""
+        self._seals = None if signer is None else Seals(signer)
         self._url = broker_url
         self._connect_timeout = connect_timeout
         self._patience = patience
@@ -51,7 +58,9 @@ class DeadLetterSender:
         with self._lock:
             self._put(letter)
             self._metrics.dead_letter(letter.reason.value)
-            self._announce(letter)
+            # One about a message on the channel of letters would come there as well, and fail there again.
+            if letter.channel != DLQ:
+                self._announce(letter)
         logger.warning(
             "Dead letter %s (%s): task %s of agent %s, %s: %s",
             letter.letter_id,
@@ -85,7 +94,10 @@ class DeadLetterSender:
         try:
             message = announcement(letter)
             body = message.model_dump_json().encode()
-            self._open_events().send([Outgoing(EVENTS, DLQ, body, tag=message.message_id)])
+            out = Outgoing(EVENTS, DLQ, body, tag=message.message_id)
+            if self._seals is not None:
+                seal(out, self._seals)
+            self._open_events().send([out])
         except Exception:
             logger.exception("Dead letter %s was not announced on %s", letter.letter_id, DLQ)
             self._drop()

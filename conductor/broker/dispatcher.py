@@ -21,6 +21,7 @@ from conductor.broker.readable import NAME_LIMIT, display_of_task
 from conductor.broker.records import TaskRecords, pending_record, record_key
 from conductor.broker.result_listener import FollowedTask, ResultListener
 from conductor.broker.results import script
+from conductor.broker.signing import configured_signer
 from conductor.broker.task_message import task_bytes
 from conductor.broker.task_sender import TaskSender, broker_unavailable
 from conductor.broker.tasks import EXECUTE_TASK
@@ -182,7 +183,12 @@ class Dispatcher:
         Raises StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
         config = self._config
-        letters = DeadLetterSender(self._broker_url, config.bus.connect_timeout, config.bus.publish_timeout)
+        letters = DeadLetterSender(
+            self._broker_url,
+            config.bus.connect_timeout,
+            config.bus.publish_timeout,
+            signer=configured_signer(config),
+        )
         errors = ErrorDesk(
             TaskRecords(self._link, config.redis.result_expires_seconds), self._state, letters, config.errors
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field, TypeAdapter
 
+from conductor.broker.signing import Signed, event_place
 from conductor.broker.topology import CHANNEL_HEADER, TRIAL_HEADER
 from conductor.core.fields import UtcDatetime
 from conductor.orchestration.groups import Trial
@@ -61,12 +62,24 @@ class Delivery:
     """Whether the member that had it before died or lost its connection."""
     trial: Trial = field(init=False)
     message: AgentMessage | None = None
+    nonce: str | None = None
+    """That of its signature, once that was checked."""
 
     def __post_init__(self) -> None:
         channel = self.headers.get(CHANNEL_HEADER)
         if isinstance(channel, str):
             self.channel = channel
         self.trial = _trial_of(self.headers.get(TRIAL_HEADER))
+
+    def signed(self) -> Signed:
+        """Give what its signature is about."""
+        return Signed(
+            event_place(self.channel or ""),
+            self.body,
+            self.headers,
+            reply_to=str(self.properties.get("reply_to") or ""),
+            correlation_id=str(self.properties.get("correlation_id") or ""),
+        )
 
     def headers_for(self, trial: Trial) -> dict[str, Any]:
         """Give the headers with which the message goes back to the queue."""

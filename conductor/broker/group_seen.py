@@ -46,6 +46,19 @@ class SeenMessages:
         if delivery.member.window is not None and self._client.get(_key(delivery)) == _identity(delivery):
             self._client.delete(_key(delivery))
 
+    def take_nonce(self, delivery: Delivery, seconds: int) -> bool:
+        """Note that the work on a signed message begins; False if it was done, or another is the same."""
+        key, identity = _nonce_key(delivery), _identity(delivery)
+        while not self._client.set(key, identity, nx=True, ex=seconds):
+            known = self._client.get(key)
+            if known is not None:
+                return bool(known == identity)
+        return True
+
+    def settle_nonce(self, delivery: Delivery, seconds: int) -> None:
+        """Note that the work on a signed message is done: nobody may send it again."""
+        self._client.set(_nonce_key(delivery), _DONE, ex=seconds)
+
     def check(self) -> None:
         """Return if the Redis is there."""
         self._client.ping()
@@ -67,6 +80,10 @@ def _identity(delivery: Delivery) -> bytes:
 def _key(delivery: Delivery) -> str:
     message_id = "" if delivery.message is None else delivery.message.message_id
     return f"{delivery.member.queue}.seen.{message_id}"
+
+
+def _nonce_key(delivery: Delivery) -> str:
+    return f"{delivery.member.queue}.nonce.{delivery.nonce}"
 
 
 def _milliseconds(delivery: Delivery) -> int:

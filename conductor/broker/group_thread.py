@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from conductor.broker.dead_letters import encode_body
 from conductor.broker.group_link import Delivery, GroupLink, Member, printable
 from conductor.broker.link_thread import LinkThread
+from conductor.broker.signing import SignatureError
 from conductor.core.channels import compile_pattern
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.exceptions import MessageBusError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from conductor.broker.signing import Signer
     from conductor.core.retry import RetryPolicy
     from conductor.orchestration.groups import Trial
 
@@ -56,12 +58,14 @@ class GroupThread(LinkThread[GroupLink]):
         policy: RetryPolicy,
         max_losses: int,
         max_message_bytes: int,
+        signer: Signer | None,
     ) -> None:
         super().__init__(name, url, open_link)
         self._office = office
         self._policy = policy
         self._max_losses = max_losses
         self._max_message_bytes = max_message_bytes
+        self._signer = signer
         self._members: list[Member] = []
         self._jobs: deque[Job] = deque()
         self._reports: deque[tuple[Delivery, BaseException | None]] = deque()
@@ -184,6 +188,9 @@ class GroupThread(LinkThread[GroupLink]):
             return
         try:
             check_size("A message", bytes_in(delivery.body), self._max_message_bytes)
+            if self._signer is not None and not self._is_genuine(link, delivery, self._signer):
+                self._drop(link, delivery)
+                return
         except MessageBusError as error:
             self._bury(link, delivery, error, DeadLetterReason.REFUSED, delivery.trial)
             return
@@ -203,6 +210,22 @@ class GroupThread(LinkThread[GroupLink]):
             self._drop(link, delivery)
         elif not delivery.lost or self._outlives_loss(link, delivery):
             self._post(self._office.begin, delivery)
+
+    def _is_genuine(self, link: GroupLink, delivery: Delivery, signer: Signer) -> bool:
+        """Whether a message may be handled; False for one that was, of whose end the broker did not hear.
+
+        SignatureError for what is refused.
+        """
+        delivery.nonce = signer.verify(delivery.signed())
+        if (
+            delivery.nonce is None
+            or link.seen is None
+            or link.seen.take_nonce(delivery, signer.nonce_seconds)
+        ):
+            return True
+        if delivery.lost:
+            return False
+        raise SignatureError("The message was sent once more after it was handled.", "MESSAGE_REPLAYED")
 
     def _outlives_loss(self, link: GroupLink, delivery: Delivery) -> bool:
         if self._survived.pop(delivery.identity, None) is not None:
@@ -224,6 +247,7 @@ class GroupThread(LinkThread[GroupLink]):
             if link.seen is not None:
                 link.seen.finish(delivery)
             link.done(delivery)
+            self._settle_nonce(link, delivery)
             return
         trial = delivery.trial.failed()
         reason = verdict(error, trial, self._policy)
@@ -242,6 +266,7 @@ class GroupThread(LinkThread[GroupLink]):
     def _file(self, link: GroupLink, delivery: Delivery, letter: DeadLetter) -> None:
         _forget(link, delivery)
         link.bury(delivery, letter)
+        self._settle_nonce(link, delivery)
         logger.error(
             "Message %s of %s is a dead letter: %s",
             letter.message_id or delivery.identity,
@@ -250,8 +275,13 @@ class GroupThread(LinkThread[GroupLink]):
         )
         self._post(self._office.buried, letter)
 
+    def _settle_nonce(self, link: GroupLink, delivery: Delivery) -> None:
+        if self._signer is not None and delivery.nonce is not None and link.seen is not None:
+            link.seen.settle_nonce(delivery, self._signer.nonce_seconds)
+
     def _drop(self, link: GroupLink, delivery: Delivery) -> None:
         link.done(delivery)
+        self._settle_nonce(link, delivery)
         self._held.remove(delivery)
 
     def _give_all_back(self, link: GroupLink) -> None:

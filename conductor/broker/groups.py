@@ -13,9 +13,10 @@ from conductor.broker.group_thread import GroupThread
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS, group_queue_name
 from conductor.broker.transport import is_rabbitmq, system_of
 from conductor.core.channels import DLQ
-from conductor.core.dead_letters import announcement
+from conductor.core.dead_letters import DeadLetterReason, announcement
 from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
+from conductor.core.metrics import refused_as
 from conductor.orchestration.groups import delivered_copy
 from conductor.orchestration.message_bus import Callback, cancel_and_wait, encode_message
 from conductor.orchestration.message_spans import processing
@@ -68,7 +69,9 @@ class Groups:
     async def subscribe(self, channel: str, callback: Callback, group: str, window: float | None) -> None:
         """See `MessageBus.subscribe`; MessageBusError, BROKER_UNAVAILABLE or DEDUPLICATION_UNAVAILABLE."""
         if window is not None:
-            self._require_store()
+            self._require_store("`deduplicate`")
+        if self._settings.signer is not None:
+            self._require_store("`signing`")
         queue = group_queue_name(group, channel)
         if any(known.queue == queue and known.callback == callback for known in self._members):
             return
@@ -121,6 +124,8 @@ class Groups:
 
     def buried(self, letter: DeadLetter) -> None:
         """See `Office.buried`."""
+        if letter.reason is DeadLetterReason.REFUSED:
+            self._counts.metrics.message_refused(refused_as(letter.error_code))
         self._counts.metrics.dead_letter(letter.reason.value)
         # A letter about a message on the channel of letters would come there as well, and fail there again.
         if not self._closed and letter.channel != DLQ:
@@ -216,14 +221,15 @@ class Groups:
             settings.retry_policy,
             settings.max_losses,
             settings.max_message_bytes,
+            settings.signer,
         )
         thread.start()
         return thread
 
-    def _require_store(self) -> None:
+    def _require_store(self, what: str) -> None:
         if is_rabbitmq(self._settings.url) and self._settings.dedup_url is None:
             raise MessageBusError(
-                "RabbitMQ cannot note which messages a group had: `deduplicate` needs a Redis. Give the bus "
+                f"RabbitMQ cannot note which messages a group had: {what} needs a Redis. Give the bus "
                 "`dedup_url`, for example KombuMessageBus(url, dedup_url='redis://localhost:6379/0'), or use "
                 "the bus of a Conductor, which has one.",
                 "DEDUPLICATION_UNAVAILABLE",

@@ -13,8 +13,10 @@ from conductor.core.channels import compile_pattern
 from conductor.core.exceptions import MessageBusError
 from conductor.core.message_size import bytes_in, check_size, most_on_the_wire, too_large
 from conductor.core.messages import AgentMessage
+from conductor.core.metrics import refused_as
 
 if TYPE_CHECKING:
+    from conductor.broker.message_guard import MessageGuard
     from conductor.broker.origins import Origins
     from conductor.broker.turn import Turn
     from conductor.broker.wire import Address, Incoming, Raw, Receiver
@@ -45,7 +47,9 @@ class LoopIntake:
         tracing: Tracing | None,
         system: str,
         metrics: Metrics,
+        guard: MessageGuard | None,
     ) -> None:
+        self._guard = guard
         self._metrics = metrics
         self._turn = turn
         self._tracing = tracing
@@ -120,10 +124,12 @@ class LoopIntake:
             if route.address.over_delivers and not _wanted(route, incoming):
                 return
             self._check_body(incoming.body)
+            if self._guard is not None:
+                self._guard.check(route.address, incoming)
             message = AgentMessage.model_validate_json(incoming.body)
         except MessageBusError as error:
             self._tally.refused += 1
-            self._metrics.message_refused("too_large")
+            self._metrics.message_refused(refused_as(error.error_code))
             logger.warning("What came on %s is dropped: %s", receiver.channel(raw), error)
             return
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -8,14 +8,16 @@ import uuid
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from conductor.broker.refused_messages import REDIS_SCHEMES
 from conductor.broker.session import BusSettings, Session
+from conductor.broker.signing import configured_signer
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import system_of, tls_settings
 from conductor.core.channels import RESPONSE, validate_channel, validate_group, validate_pattern
 from conductor.core.config import mask_url
-from conductor.core.exceptions import ConfigurationError
-from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
-from conductor.core.metrics import NO_METRICS, Metrics
+from conductor.core.exceptions import ConfigurationError, MessageBusError
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, TOO_LARGE
+from conductor.core.metrics import NO_METRICS, Metrics, refused_as
 from conductor.core.retry import RetryPolicy
 from conductor.core.tls import read_tls
 from conductor.orchestration.groups import check_membership
@@ -33,10 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from conductor.broker.addresses import Addresses
+    from conductor.broker.signing import Signer
     from conductor.core.config import ConductorConfig
     from conductor.core.messages import AgentMessage
-
-_DEDUP_SCHEMES = ("redis", "rediss", "unix")
 
 
 class KombuMessageBus(MessageBus):
@@ -65,6 +66,9 @@ class KombuMessageBus(MessageBus):
         touch_interval: seconds; how often members give a sign of life, or look after the `consumer_timeout`.
         restore_interval: seconds, on Redis; how often members look for messages whose member gave none.
         metrics: what takes the numbers, such as PrometheusMetrics; nobody by default.
+        signer: signs what is published and asked, and refuses what nobody with a key sent: it is dropped,
+            counted in `refused_count`, and becomes a dead letter. A Conductor gives its bus one where
+            `signing` has keys.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class KombuMessageBus(MessageBus):
         touch_interval: float = 3.0,
         restore_interval: float = 3.0,
         metrics: Metrics = NO_METRICS,
+        signer: Signer | None = None,
     ) -> None:
         tls_settings(url)
         for name, value in (
@@ -102,10 +107,10 @@ class KombuMessageBus(MessageBus):
                 f"touch_interval ({touch_interval:g} s) must be at most half of visibility_timeout "
                 f"({visibility_timeout:g} s), else a message that is worked on is given to another member"
             )
-        if dedup_url is not None and urlsplit(dedup_url).scheme not in _DEDUP_SCHEMES:
+        if dedup_url is not None and urlsplit(dedup_url).scheme not in REDIS_SCHEMES:
             raise ConfigurationError(
                 f"dedup_url {mask_url(dedup_url)!r} is no Redis; it begins with one of "
-                f"{', '.join(f'{scheme}://' for scheme in _DEDUP_SCHEMES)}"
+                f"{', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}"
             )
         if dedup_url is not None:
             read_tls(dedup_url)
@@ -123,6 +128,7 @@ class KombuMessageBus(MessageBus):
             touch_interval=touch_interval,
             restore_interval=restore_interval,
             metrics=metrics,
+            signer=signer,
         )
         self._pending = PendingRequests(metrics)
         self._session: Session | None = None
@@ -196,7 +202,7 @@ class KombuMessageBus(MessageBus):
         """
         session = self._require("publish")
         validate_channel(channel)
-        body = encode_message(message, self._settings.max_message_bytes)
+        body = self._encode(message)
         if message.is_expired():
             session.counts.expired()
             return
@@ -221,13 +227,13 @@ class KombuMessageBus(MessageBus):
         trace: dict[str, str] | None = None,
     ) -> None:
         correlation_id = message.correlation_id
-        sent = session.publisher.publish(EVENTS, channel, body, correlation_id=correlation_id, trace=trace)
+        sent = session.publisher.publish(EVENTS, channel, body, correlation_id=correlation_id, headers=trace)
         if correlation_id is None:
             await sent
             return
         unknown = () if self._pending.resolve(message) else (REPLY_TO_ANY,)
         answered = [
-            session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id, trace=trace)
+            session.publisher.publish(REPLIES, inbox, body, correlation_id=correlation_id, headers=trace)
             for inbox in session.origins.find(correlation_id) or unknown
         ]
         try:
@@ -240,13 +246,13 @@ class KombuMessageBus(MessageBus):
     async def reply(self, inbox: str, message: AgentMessage) -> None:
         """Send `message` to the inbox of who asked, its `bus_id`, and nowhere else."""
         session = self._require("reply")
-        body, asked = encode_message(message, self._settings.max_message_bytes), message.correlation_id
+        body, asked = self._encode(message), message.correlation_id
         if session.tracing is None:
             await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked)
             return
         with publishing(session.tracing, session.system, RESPONSE, message):
             trace = session.tracing.headers()
-            await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked, trace=trace)
+            await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked, headers=trace)
 
     def asker_of(self, message: AgentMessage) -> str | None:
         """The inbox of who waits for an answer to a message received here, None when nobody is known."""
@@ -292,7 +298,7 @@ class KombuMessageBus(MessageBus):
         """See `MessageBus.request`."""
         session = self._require("request")
         validate_channel(channel)
-        encode_message(message, self._settings.max_message_bytes)
+        self._encode(message)
         answer_by = time.time() + timeout
 
         def ask(channel: str, question: AgentMessage) -> Awaitable[None]:
@@ -324,12 +330,20 @@ class KombuMessageBus(MessageBus):
         return session.publisher.publish(
             EVENTS,
             channel,
-            encode_message(question, self._settings.max_message_bytes),
+            self._encode(question),
             reply_to=self.bus_id,
             correlation_id=question.correlation_id,
             answer_by=answer_by,
-            trace=None if session.tracing is None else session.tracing.headers(),
+            headers=None if session.tracing is None else session.tracing.headers(),
         )
+
+    def _encode(self, message: AgentMessage) -> bytes:
+        try:
+            return encode_message(message, self._settings.max_message_bytes)
+        except MessageBusError as error:
+            if error.error_code == TOO_LARGE:
+                self._settings.metrics.message_refused(refused_as(error.error_code))
+            raise
 
     def _require(self, operation: str) -> Session:
         if self._session is None or self._session.loop.is_closed():
@@ -361,6 +375,7 @@ def configured_bus(
         touch_interval=config.work.touch_interval,
         restore_interval=config.work.restore_interval,
         metrics=metrics,
+        signer=configured_signer(config),
     )
 
 

@@ -78,7 +78,7 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
     def _is_genuine(self, message: Message, signer: Signer) -> bool:
         """Whether to go on with a message; else it is dealt with, or delivered again."""
         try:
-            nonce = signer.verify(Signed.of_message(message))
+            nonce = signer.verify(Signed.of_task(message))
             if nonce is None:
                 message.genuine = True
                 return True
@@ -91,14 +91,14 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
                 logger.warning("A message that was done came once more and was dropped")
                 message.ack_log_error(logger, self.connection_errors)
                 return False
-            error = SignatureError("MESSAGE_REPLAYED", "The message was sent once more after it was done.")
+            error = SignatureError("The message was sent once more after it was done.", "MESSAGE_REPLAYED")
         except SignatureError as found:
             error = found
         except (ConductorError, TimeoutError):
             logger.exception("A signed message could not be checked: it is delivered again")
             message.reject_log_error(logger, self.connection_errors, requeue=True)
             return False
-        self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.code)
+        self._put_aside(message, error.message, DeadLetterReason.REFUSED, error.error_code)
         return False
 
     def _settle_when_done(self, message: Message, nonce: str, signer: Signer) -> None:

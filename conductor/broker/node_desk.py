@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker import topology
 from conductor.broker.dead_letter_sender import DeadLetterSender
+from conductor.broker.message_guard import MessageGuard
 from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.records import Run, TaskRecords
+from conductor.broker.refused_messages import RefusedMessages
 from conductor.broker.results import (
     UNKNOWN_AGENT,
     assigned_task_id,
@@ -22,14 +24,16 @@ from conductor.broker.results import (
     timeout_response,
 )
 from conductor.broker.shared_breaker import breaker_of
+from conductor.broker.signing import Seals, configured_signer
 from conductor.broker.task_letters import Fate, Original, as_json
 from conductor.broker.unclaimed import AT_ONCE, MissingAgents, TaskQueue, put_aside_tasks
+from conductor.broker.wire import Outgoing, seal
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import StateError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
-from conductor.core.metrics import NO_METRICS, Metrics
+from conductor.core.metrics import NO_METRICS, Metrics, refused_as
 from conductor.core.models import TaskDefinition, TaskResult
 from conductor.store.redis_state import RedisStateManager
 
@@ -92,7 +96,16 @@ class NodeDesk:
             retry_seconds=PATIENCE,
         )
         self._config = config
-        self._letters = DeadLetterSender(addresses.broker_url, config.bus.connect_timeout, PATIENCE, metrics)
+        signer = configured_signer(config)
+        self._seals = None if signer is None else Seals(signer)
+        self._letters = DeadLetterSender(
+            addresses.broker_url, config.bus.connect_timeout, PATIENCE, metrics, signer
+        )
+        self._refused = RefusedMessages(
+            addresses.broker_url, addresses.redis_url, config.bus.connect_timeout, signer, metrics
+        )
+        self.guard = None if signer is None else MessageGuard(signer, self._refused.keep)
+        """Of what is published to the agents of the node."""
         self._records = TaskRecords(self._state.link, config.redis.result_expires_seconds)
         self._errors = ErrorDesk(self._records, self._state, self._letters, config.errors, metrics=metrics)
         self._broker_url = addresses.broker_url
@@ -154,6 +167,7 @@ class NodeDesk:
 
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
+        self._count_refused(reason, code)
         run, fate = Run.in_message(message, Original.of_message(message)), Fate(reason)
         task_id = run.task_id or fate.letter_id
         text = str(as_json(text))
@@ -165,8 +179,13 @@ class NodeDesk:
 
         StateError, and MessageBusError, code BROKER_UNAVAILABLE.
         """
+        self._count_refused(reason, code)
         run, fate = Run.in_message(message, Original.of_message(message)), Fate(reason)
         self._run(self._errors.keep(run, UNKNOWN_AGENT, str(as_json(text)), code, fate))
+
+    def _count_refused(self, reason: DeadLetterReason, code: str) -> None:
+        if reason is DeadLetterReason.REFUSED:
+            self._metrics.message_refused(refused_as(code))
 
     def sweep(self) -> None:
         """Put aside some of the tasks that wait for agents nobody has ever seen."""
@@ -254,8 +273,13 @@ class NodeDesk:
         try:
             with self._app.producer_or_acquire() as producer:
                 exchange = topology.replies_exchange(producer.connection.transport.driver_type)
+                body = response.model_dump_json().encode()
+                out = Outgoing(topology.REPLIES, reply_to, body, correlation_id=response.correlation_id)
+                if self._seals is not None:
+                    seal(out, self._seals)
                 producer.publish(
-                    response.model_dump_json(),
+                    body,
+                    headers=out.headers,
                     exchange=exchange,
                     routing_key=reply_to,
                     declare=[exchange],

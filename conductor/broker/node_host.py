@@ -20,6 +20,7 @@ from conductor.broker.node_work import MessageWork, Office, Outcome, TaskWork, W
 from conductor.broker.records import TaskRecords
 from conductor.broker.results import UNKNOWN_AGENT, assigned_task_id, error_response, result_without_agent
 from conductor.broker.shared_breaker import breaker_of
+from conductor.broker.signing import configured_signer
 from conductor.broker.task_letters import Fate
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import AgentStatus, TaskStatus
@@ -78,7 +79,11 @@ class AgentHost:
         self._events = EventDesk(self._bus, self._after_event)
         self._agents: dict[str, BaseAgent] = {}
         self._letters = DeadLetterSender(
-            addresses.broker_url, config.bus.connect_timeout, RETRY_SECONDS, metrics
+            addresses.broker_url,
+            config.bus.connect_timeout,
+            RETRY_SECONDS,
+            metrics,
+            configured_signer(config),
         )
         records = TaskRecords(self._manager.link, config.redis.result_expires_seconds)
         self._office = Office(

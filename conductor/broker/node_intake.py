@@ -16,9 +16,11 @@ from pydantic import ValidationError
 
 from conductor.broker import topology
 from conductor.broker.readable import display_of_message
+from conductor.broker.wire import Address, Incoming
 from conductor.core.channels import agent_channel
 from conductor.core.enums import MessageType
-from conductor.core.message_size import bytes_in, too_large
+from conductor.core.exceptions import MessageBusError
+from conductor.core.message_size import bytes_in, check_size
 from conductor.core.messages import AgentMessage
 from conductor.core.tracing import trace_headers
 
@@ -63,9 +65,9 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
         node = c.app.node
         suffix = f"{os.getpid()}.{time.monotonic_ns()}"
         for agent in node.spec.agents:
-            name = f"conductor.intake.{agent.agent_id}.{suffix}"
-            queue = topology.event_queue(driver, agent_channel(agent.agent_id), name)
-            self._consume(queue, partial(self._on_message, c, agent))
+            channel = agent_channel(agent.agent_id)
+            queue = topology.event_queue(driver, channel, f"conductor.intake.{agent.agent_id}.{suffix}")
+            self._consume(queue, partial(self._on_message, c, agent, Address(topology.EVENTS, channel)))
         probe = f"probe.{node.spec.name}.{suffix}"
         self._consume(
             topology.reply_queue(driver, probe, f"conductor.{probe}"), partial(self._on_probe, node)
@@ -98,13 +100,16 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             self._probing = None
             node.listening = True
 
-    def _on_message(self, c: Any, agent: HostedAgent, message: Any) -> None:
-        size, most = bytes_in(message.body or b""), c.app.config.bus.max_message_bytes
-        if size > most:
-            logger.warning("Agent %s: %s", agent.agent_id, too_large("A message", size, most))
-            return
+    def _on_message(self, c: Any, agent: HostedAgent, address: Address, message: Any) -> None:
         try:
+            check_size("A message", bytes_in(message.body or b""), c.app.config.bus.max_message_bytes)
+            if (guard := c.app.node.desk.guard) is not None:
+                guard.check(address, _incoming(address.key, message))
             request = AgentMessage.model_validate_json(message.body)
+        except MessageBusError as error:
+            # Counted by the bus of the agents, which hears it too.
+            logger.warning("What came to agent %s is dropped: %s", agent.agent_id, error)
+            return
         except ValidationError as error:
             logger.warning("Agent %s was sent what is no message: %s", agent.agent_id, error)
             return
@@ -148,6 +153,18 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             app.amqp.send_task_message(
                 producer, HANDLE_MESSAGE, task, queue=topology.agent_queue(agent.agent_id)
             )
+
+
+def _incoming(channel: str, message: Any) -> Incoming:
+    properties, headers = message.properties, message.headers
+    return Incoming(
+        channel,
+        message.body,
+        properties.get("reply_to"),
+        properties.get("correlation_id"),
+        headers.get(topology.DEADLINE_HEADER),
+        headers,
+    )
 
 
 def _on_decode_error(_message: Any, error: Exception) -> None:

@@ -9,12 +9,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from conductor.broker.link_thread import LinkThread
-from conductor.broker.wire import Outgoing, Sender
+from conductor.broker.wire import Outgoing, Sender, seal
 from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+    from conductor.broker.signing import Seals
 
 #: Messages after which a round of the event loop hands over what it has published so far.
 _HANDOVER = 128
@@ -30,8 +32,17 @@ class Publisher(LinkThread[Sender]):
     at all. The order of the calls is kept.
     """
 
-    def __init__(self, name: str, url: str, open_link: Callable[[], Sender], publish_timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        open_link: Callable[[], Sender],
+        publish_timeout: float,
+        seals: Seals | None = None,
+    ) -> None:
+        """`seals`, where there are any, belong to the loop."""
         super().__init__(name, url, open_link)
+        self._seals = seals
         self._publish_timeout = publish_timeout
         self._gathered: list[Outgoing] = []
         self._queue: queue.SimpleQueue[list[Outgoing]] = queue.SimpleQueue()
@@ -51,7 +62,7 @@ class Publisher(LinkThread[Sender]):
         reply_to: str | None = None,
         correlation_id: str | None = None,
         answer_by: float | None = None,
-        trace: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> asyncio.Future[None]:
         """Queue a message; the future is done when the broker has it. Belongs to the loop.
 
@@ -68,8 +79,10 @@ class Publisher(LinkThread[Sender]):
             correlation_id,
             answer_by,
             f"{self._tag_prefix}-{self._count}",
-            trace,
+            headers,
         )
+        if self._seals is not None:
+            seal(out, self._seals)
         self._outstanding.append(out)
         if self._watch is None:
             self._watch = self._loop.call_at(out.deadline, self._expire)

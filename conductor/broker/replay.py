@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
 from conductor.broker.node_intake import HANDLE_MESSAGE
-from conductor.broker.signing import SIGNING_HEADERS, Signed
+from conductor.broker.signing import SIGNING_HEADERS, Signed, event_place
 from conductor.broker.task_message import SENT_AT
 from conductor.broker.tasks import EXECUTE_TASK
-from conductor.broker.topology import TRIAL_HEADER
+from conductor.broker.topology import CHANNEL_HEADER, TRIAL_HEADER, work_queue
 
 if TYPE_CHECKING:
     from conductor.broker.signing import Signer
@@ -64,12 +64,26 @@ def replay_of(letter: DeadLetter, queue: str) -> Replay:
 
 def signed(replay: Replay, signer: Signer) -> Replay:
     """Sign what is replayed: whoever replays a letter vouches for it."""
+    if work_queue(replay.queue) is None:
+        return _signed_event(replay, signer)
     what = Signed(
-        queue=replay.queue,
+        place=replay.queue,
         body=replay.body,
         headers=replay.headers,
         content_type=replay.content_type,
         content_encoding=replay.content_encoding,
+        reply_to=str(replay.properties.get("reply_to") or ""),
+        correlation_id=str(replay.properties.get("correlation_id") or ""),
+    )
+    return dc_replace(replay, headers=replay.headers | signer.sign(what))
+
+
+def _signed_event(replay: Replay, signer: Signer) -> Replay:
+    """Sign what goes back to a group as what was published is: for its channel."""
+    what = Signed(
+        event_place(str(replay.headers.get(CHANNEL_HEADER) or "")),
+        replay.body,
+        replay.headers,
         reply_to=str(replay.properties.get("reply_to") or ""),
         correlation_id=str(replay.properties.get("correlation_id") or ""),
     )

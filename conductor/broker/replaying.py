@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from conductor.broker.letter_shelf import UndeliverableError
 from conductor.broker.reopening import Verdict
 from conductor.broker.replay import replay_of, signed
-from conductor.broker.topology import work_queue
 
 if TYPE_CHECKING:
     import threading
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NO_QUEUE = "nobody knows the queue it came from"
+PUBLISHED = "it was published to {}, where nothing waits in a queue: whoever sent it can publish it again"
 NO_REDIS = "the record of its task is in a Redis that is not configured: set CONDUCTOR_REDIS__URL"
 BUSY = "task {} was dispatched again and has not ended ({}): wait for it, or cancel it"
 GONE = "somebody else replayed or purged it meanwhile"
@@ -98,11 +98,11 @@ class Replaying:
     def _try(self, shelf: Shelf, found: Found, letter: DeadLetter) -> str | None:
         """Replay a letter; give the reason if it was not."""
         if not letter.queue:
-            return NO_QUEUE
+            return PUBLISHED.format(letter.channel) if letter.channel else NO_QUEUE
         if not shelf.holds(found):
             return GONE
         replay = replay_of(letter, letter.queue)
-        if self._signer is not None and work_queue(replay.queue) is not None:
+        if self._signer is not None:
             replay = signed(replay, self._signer)
         if replay.task_id is None:
             return _move(shelf, found, replay)

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from conductor.broker.consumer import Consumer
 from conductor.broker.groups import Groups
 from conductor.broker.intake import LoopIntake
+from conductor.broker.message_guard import MessageGuard
 from conductor.broker.origins import Origins
 from conductor.broker.publisher import Publisher
+from conductor.broker.refused_messages import RefusalDesk, RefusedMessages
+from conductor.broker.signing import Seals
 from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tally
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import is_rabbitmq, kombu_connection, system_of
 from conductor.broker.turn import Turn
-from conductor.broker.wire import Address, Receiver, Sender, unavailable
+from conductor.broker.wire import Address, Receiver, Sender, open_sender, unavailable
 from conductor.core.exceptions import MessageBusError
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.message_bus import Callback, cancel_and_wait
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+    from conductor.broker.signing import Signer
     from conductor.core.metrics import Metrics
     from conductor.core.retry import RetryPolicy
     from conductor.orchestration.pending import PendingRequests
@@ -54,6 +58,7 @@ class BusSettings:
     touch_interval: float
     restore_interval: float
     metrics: Metrics
+    signer: Signer | None
 
 
 class Session:
@@ -72,6 +77,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._inbox: list[Route] = []
+        self._refusals: RefusalDesk | None = None
         self._intake = LoopIntake(
             settings.bus_id,
             self._routes,
@@ -84,10 +90,15 @@ class Session:
             self.tracing,
             self.system,
             settings.metrics,
+            self._guard(),
         )
         name = f"conductor bus {settings.bus_id[:8]}"
         self.publisher = Publisher(
-            f"{name} publisher", settings.url, self._open_sender, settings.publish_timeout
+            f"{name} publisher",
+            settings.url,
+            self._open_sender,
+            settings.publish_timeout,
+            None if settings.signer is None else Seals(settings.signer),
         )
         self.groups = Groups(
             settings, self._group_connection, self.publisher, self.origins, self.tracing, self.counts
@@ -112,6 +123,7 @@ class Session:
                 raise unavailable(TimeoutError(f"no answer within {seconds:g} s"), self._settings.url)
         except BaseException:
             self._closed = True
+            await self._close_refusals()
             await self._end_threads(limit=1.0)
             raise
 
@@ -130,12 +142,15 @@ class Session:
         finally:
             self.groups.abandon()
             self.counts.flush()
+            await self._close_refusals()
         await self._end_threads(limit=_IO_TIMEOUT + self._settings.connect_timeout)
 
     def abandon(self) -> None:
         """End the threads without waiting, when the event loop is closed."""
         self._closed = True
         self.groups.abandon()
+        if self._refusals is not None:
+            self._refusals.abandon()
         for thread in (self._consumer, self.publisher):
             thread.stop()
 
@@ -223,6 +238,20 @@ class Session:
             if thread.ended.done():
                 thread.join(0.1)  # it has nothing left to do but to return
 
+    def _guard(self) -> MessageGuard | None:
+        settings = self._settings
+        if settings.signer is None:
+            return None
+        messages = RefusedMessages(
+            settings.url, settings.dedup_url, settings.connect_timeout, settings.signer, settings.metrics
+        )
+        self._refusals = RefusalDesk(messages)
+        return MessageGuard(settings.signer, self._refusals.keep)
+
+    async def _close_refusals(self) -> None:
+        if self._refusals is not None:
+            await self._refusals.close()
+
     def _group_connection(self) -> Connection:
         return self._connection(_HEARTBEAT, confirm_publish=True)
 
@@ -249,14 +278,3 @@ class Session:
         from conductor.broker.wire_redis import RedisReceiver
 
         return RedisReceiver(connection, confirmed)
-
-
-def open_sender(connection: Connection, url: str) -> Sender:
-    """Open the way on which events go to the broker at `url`; blocks, and raises what kombu raises."""
-    if is_rabbitmq(url):
-        from conductor.broker.wire_amqp import AmqpSender
-
-        return AmqpSender(connection)
-    from conductor.broker.wire_redis import RedisSender
-
-    return RedisSender(connection)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery.app.amqp import AMQP
 from kombu.serialization import dumps
 
-from conductor.broker.signing import Signed, make_signer
+from conductor.broker.signing import Signed, configured_signer
 from conductor.broker.task_message import SENT_AT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class TaskMessages(AMQP):  # type: ignore[misc]
     def signer(self) -> Signer | None:
         """Signs what is sent and checks what comes; None where no keys are configured."""
         config = self.app.config
-        return make_signer(config.signing, config.redis.result_expires_seconds)
+        return configured_signer(config)
 
     def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
         """Make the message of a task."""
@@ -55,7 +55,7 @@ class TaskMessages(AMQP):  # type: ignore[misc]
         content_type, content_encoding, body = dumps(message.body, serializer=self.app.conf.task_serializer)
         properties = {**message.properties, **options}
         signed = Signed(
-            queue=queue if isinstance(queue, str) else queue.name,
+            place=queue if isinstance(queue, str) else queue.name,
             body=body,
             headers=message.headers,
             content_type=content_type,

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import amqp.exceptions
 import redis.exceptions
 
-from conductor.broker.topology import DEADLINE_HEADER
+from conductor.broker.signing import Signed, place_of
+from conductor.broker.topology import DEADLINE_HEADER, EVENTS
+from conductor.broker.transport import is_rabbitmq
 from conductor.core.config import mask_url
 from conductor.core.exceptions import MessageBusError
 from conductor.core.tls import explain_tls
@@ -17,6 +19,10 @@ from conductor.core.tls import explain_tls
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
+
+    from kombu import Connection
+
+    from conductor.broker.signing import Seals
 
 
 #: In place of the future of a message for which nobody waits on an event loop.
@@ -38,8 +44,8 @@ class Outgoing:
     answer_by: float | None = None
     """When the asker stops waiting, in seconds since the epoch."""
     tag: str = ""
-    trace: dict[str, str] | None = None
-    """The headers of the trace it belongs to."""
+    headers: dict[str, str] | None = None
+    """Those of the trace it belongs to, and of its signature."""
     confirmed: bool = False
     error: Exception | None = None
 
@@ -58,7 +64,30 @@ class Incoming(NamedTuple):
 def headers_of(out: Outgoing) -> dict[str, Any]:
     """Give the headers of a message."""
     headers: dict[str, Any] = {} if out.answer_by is None else {DEADLINE_HEADER: out.answer_by}
-    return headers if out.trace is None else headers | out.trace
+    return headers if out.headers is None else headers | out.headers
+
+
+def seal(out: Outgoing, seals: Seals) -> None:
+    """Sign a message."""
+    signed = Signed(
+        place_of(out.exchange, out.routing_key),
+        out.body,
+        headers_of(out),
+        reply_to=out.reply_to or "",
+        correlation_id=out.correlation_id or "",
+    )
+    out.headers = (out.headers or {}) | seals.sign(signed)
+
+
+def signed_in(address: Address, incoming: Incoming) -> Signed:
+    """Give what a message's signature is about."""
+    return Signed(
+        place_of(address.exchange, incoming.channel if address.exchange == EVENTS else address.key),
+        incoming.body,
+        incoming.headers,
+        reply_to=incoming.reply_to or "",
+        correlation_id=incoming.correlation_id or "",
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -155,3 +184,14 @@ def unavailable(error: Exception, url: str) -> MessageBusError:
     return MessageBusError(
         f"No broker answers at {where}: {error or type(error).__name__}", "BROKER_UNAVAILABLE", details
     )
+
+
+def open_sender(connection: Connection, url: str) -> Sender:
+    """Open the way on which events go to the broker at `url`; blocks, and raises what kombu raises."""
+    if is_rabbitmq(url):
+        from conductor.broker.wire_amqp import AmqpSender
+
+        return AmqpSender(connection)
+    from conductor.broker.wire_redis import RedisSender
+
+    return RedisSender(connection)

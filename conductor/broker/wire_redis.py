@@ -219,7 +219,7 @@ class RedisReceiver(_RedisLink):
 
 def envelope(out: Outgoing) -> bytes:
     """Write `out` as kombu's virtual transports do, the body as text."""
-    headers = b"{}" if out.answer_by is None and out.trace is None else to_json(headers_of(out))
+    headers = b"{}" if out.answer_by is None and out.headers is None else to_json(headers_of(out))
     parts = [
         _HEAD,
         to_json(out.body),

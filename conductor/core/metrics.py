@@ -32,7 +32,7 @@ class Metrics:
         """Count messages that were lost: `reason` is buffer_full, or invalid for what is no AgentMessage."""
 
     def message_refused(self, reason: str) -> None:
-        """Count a message that was not let in, or not let out; `reason` is one word of a short list."""
+        """Count a message that was not let in, or not let out; `reason` is as `refused_as` has it."""
 
     def request_ended(self, outcome: str, seconds: float) -> None:
         """Count a request: `outcome` is answered, error, timeout, failed or cancelled."""
@@ -54,6 +54,15 @@ class Metrics:
 
     def dead_letter(self, reason: str) -> None:
         """Count a message that became a dead letter."""
+
+
+#: Why messages are refused.
+REFUSED = ("too_large", "unsigned", "unknown_key", "altered", "stale", "replayed")
+
+
+def refused_as(error_code: str) -> str:
+    """Give the word for why a message was refused with MESSAGE_TOO_LARGE, MESSAGE_UNSIGNED and so on."""
+    return error_code.removeprefix("MESSAGE_").lower()
 
 
 #: For who was given none.

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from conductor.core.channels import ChannelKind
 from conductor.core.dead_letters import DeadLetterReason
-from conductor.core.metrics import Metrics
+from conductor.core.metrics import REFUSED, Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,7 +28,6 @@ TASK_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800
 OUTCOMES = ("completed", "failed", "cancelled")
 REQUEST_OUTCOMES = ("answered", "error", "timeout", "failed", "cancelled")
 DROPPED = ("buffer_full", "invalid")
-REFUSED = ("too_large",)
 
 
 class PrometheusMetrics(Metrics):

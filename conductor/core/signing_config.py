@@ -1,4 +1,4 @@
-"""The setting of how tasks are signed."""
+"""The setting of how messages are signed."""
 
 from typing import Self
 
@@ -12,16 +12,16 @@ SHORTEST_KEY = 16
 
 
 class SigningConfig(Section):
-    """With which keys tasks are signed and checked; off without keys. Dumps mask the keys."""
+    """With which keys messages are signed and checked; off without keys. Dumps mask the keys."""
 
     keys: dict[NonEmptyStr, SecretStr] = Field(default_factory=dict, repr=False)
     """The secrets by their ids; all that are here are accepted."""
     key_id: NonEmptyStr | None = None
     """Which of them signs."""
     accept_unsigned: bool = False
-    """Whether a node takes tasks without a signature; while signing is introduced."""
+    """Whether messages without a signature are taken; while signing is introduced."""
     window_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    """How far the clocks of two machines may be apart."""
+    """How far the clocks of two machines may be apart, and how long an event may be under way."""
 
     @model_validator(mode="after")
     def _can_sign(self) -> Self:

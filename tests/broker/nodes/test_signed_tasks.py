@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conductor.broker.addresses import Addresses
+from conductor.broker.app import create_app
 from conductor.broker.transport import kombu_connection
 from conductor.client import Conductor
 from conductor.core.channels import agent_channel
@@ -219,6 +220,57 @@ async def test_a_task_is_done_again_when_its_node_was_killed(
     await wait_until(lambda: len(notes(tmp_path / "log")) == 2, 60)
     (tmp_path / "go").touch()
     assert (await handle.result(30)).status is TaskStatus.COMPLETED
+
+
+async def test_commands_without_a_key_are_refused(
+    conductor: Conductor, farm: Farm, starting: Callable[..., AgentNode]
+) -> None:
+    name = f"obeying-{uuid.uuid4().hex[:8]}"
+    node = starting("ObedientAgent", name)
+    await asyncio.to_thread(node.ready)
+    stranger, owner = farm.app, create_app(conductor.config, addresses=farm.addresses, set_as_current=False)
+    there = [node.hostname()]
+    await asyncio.to_thread(stranger.control.shutdown, destination=there)
+    letter = await wait_until(lambda: command_refused(conductor, "MESSAGE_UNSIGNED"), 30)
+    assert json.loads(letter.body)["method"] == "shutdown"
+    answered = await asyncio.to_thread(owner.control.ping, destination=there, timeout=10)
+    assert answered == [{node.hostname(): {"ok": "pong"}}]
+    assert (await (await conductor.dispatch(task(), name)).result(30)).status is TaskStatus.COMPLETED
+    await asyncio.to_thread(owner.control.shutdown, destination=there)
+    assert await asyncio.to_thread(node.container.wait) == 0
+
+
+async def command_refused(conductor: Conductor, code: str) -> DeadLetter | None:
+    letters = await conductor.dead_letters.list(limit=None)
+    found = (one for one in letters if (one.channel, one.error_code) == ("conductor.pidbox.pidbox", code))
+    return next(found, None)
+
+
+async def test_what_nobody_with_a_key_published_reaches_no_agent(
+    conductor: Conductor, agent: AgentNode, farm: Farm, tmp_path: Path
+) -> None:
+    channel = agent_channel(agent.agent_id)
+    stop = AgentMessage(message_type=MessageType.CONTROL, sender_id="x", payload={"command": "stop"})
+    order = task(log=tmp_path / "log")
+    assignment = AgentMessage(
+        message_type=MessageType.TASK_ASSIGNMENT,
+        sender_id="x",
+        payload={"task": order.model_dump(mode="json")},
+    )
+    async with client(farm, None) as stranger:
+        for forged in (stop, assignment):
+            await stranger.bus.publish(channel, forged)
+
+            async def letters(message_id: str = forged.message_id) -> list[DeadLetter]:
+                found = await conductor.dead_letters.list(limit=None)
+                return [letter for letter in found if letter.message_id == message_id]
+
+            [letter] = await wait_until(letters, 30)
+            assert (letter.channel, letter.error_code) == (channel, "MESSAGE_UNSIGNED")
+    # What is done after them was sent after them.
+    handle = await conductor.dispatch(task(), agent.agent_id)
+    assert (await handle.result(30)).status is TaskStatus.COMPLETED
+    assert not (tmp_path / "log").exists()
 
 
 async def test_keys_are_exchanged_in_the_order_of_the_manual(
