@@ -9,6 +9,7 @@ import redis.asyncio as redis
 
 import conductor
 from conductor import Conductor, ConductorConfig, ConductorError, MessageBusError, StateError, TaskDefinition
+from conductor.broker import result_listener
 from conductor.core.enums import AgentType
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage
@@ -182,12 +183,30 @@ async def test_a_result_is_not_missed_that_is_written_while_the_connection_is_ma
             await proxy.start()
             await proxy.holds.wait()
             # Long enough for what is read before the subscription is there.
-            assert await ours.state.list_agent_states() == []
+            await ours.state.list_agent_states()
             key, record = f"celery-task-meta-{handle.task_id}", _record(handle.task_id)
             await client.set(key, record)
             await client.publish(key, record)
             proxy.release()
             assert (await waiting).error_message == "ValueError: it is over"
+
+
+async def test_a_connection_that_is_cut_while_it_is_tested_is_made_again_at_once(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy(valkey_url) as proxy:
+        settings = config(tmp_path, broker_url=valkey_url, redis={"url": proxy.url})
+        monkeypatch.setattr(result_listener, "SILENCE", 1.0)
+        async with Conductor(settings) as ours:
+            await asyncio.sleep(0)  # From here on it is silent.
+            monkeypatch.setattr(result_listener, "SILENCE", 1000.0)
+            proxy.hold(b"PING")
+            await proxy.holds.wait()
+            await proxy.stop()
+            proxy.release()
+            await proxy.start()
+            handle = await ours.dispatch(some_task(), "nobody-at-all")
+            await handle.cancel()
 
 
 async def test_what_waits_for_a_result_ends_when_the_conductor_does(valkey_url: str, tmp_path: Path) -> None:

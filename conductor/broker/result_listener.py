@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -170,7 +171,9 @@ class ResultListener:
         if self._heard or wire is None:
             return
         wire.post(["PING"])
-        await asyncio.sleep(SILENCE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SILENCE):
+                await self._lost.wait()
         if not self._heard:
             wire.abort("the subscription to results was silent")
 
