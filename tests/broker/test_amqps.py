@@ -11,9 +11,10 @@ import pytest
 from conductor.broker.addresses import Addresses
 from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.broker.transport import kombu_connection
-from tests.support import rabbitmq
+from tests.support import rabbitmq, redis_tls
+from tests.support.buses import Inbox, a_message, unique
 from tests.support.certificates import Authority, ServerTLS
-from tests.support.cli import COMMAND, environment
+from tests.support.cli import COMMAND, background, conductor, environment
 from tests.support.exercise import a_node_works, bus_works, dead_letters_work, refusals
 from tests.support.nodes import Farm
 from tests.support.waiting import wait_until_sync
@@ -140,6 +141,50 @@ def test_commands_say_what_is_wrong_with_a_certificate(
     assert wrong.returncode == 2
     assert "broker_url in environment variable CONDUCTOR_BROKER_URL is not valid" in wrong.stderr
     assert "ssl_ca_certs='/nowhere/ca.pem' cannot be used" in " ".join(wrong.stderr.split())
+
+
+AGENT = """
+from conductor import agent
+
+
+@agent("coding")
+async def speaker(task: dict) -> dict:
+    return {"said": task["say"]}
+"""
+
+
+async def test_commands_their_nodes_and_a_group_that_deduplicates_use_both_servers_over_tls(
+    server: str, parameters: str, authority: Authority, tmp_path: Path
+) -> None:
+    redis_tls.skip_without()
+    data = tmp_path / "data"
+    tls = ServerTLS(authority.server("localhost"), authority.file, demands_certificate=True)
+    with redis_tls.server(tmp_path, tls) as port:
+        settings = {
+            "broker_url": f"{server}?{parameters}",
+            "redis": {"url": f"rediss://localhost:{port}/0?{parameters}"},
+        }
+        (tmp_path / "conductor.yaml").write_text(json.dumps(settings))
+        (tmp_path / "speaker.py").write_text(AGENT)
+        with background(data, "up", "--agents", "speaker:speaker", "--json", cwd=tmp_path) as up:
+            up.wait_for_event(event="ready")
+            order = ["dispatch", "--agent", "speaker-1", "-i", "say=hello", "--json"]
+            done, status, doctor, letters = (
+                conductor(data, *words, cwd=tmp_path)
+                for words in (order, ["status", "--json"], ["doctor", "--json"], ["dlq", "list"])
+            )
+        assert "hello" in done.stdout, repr(done)
+        assert json.loads(status.stdout)["healthy"], repr(status)
+        levels = {each["check"]: each["level"] for each in json.loads(doctor.stdout)["findings"]}
+        assert [levels[check] for check in ("broker", "state store", "nodes agree")] == ["ok"] * 3
+        assert letters.returncode == 0, repr(letters)
+        inbox, channel = Inbox(), unique("works")
+        async with KombuMessageBus(settings["broker_url"], dedup_url=settings["redis"]["url"]) as bus:
+            await bus.subscribe(channel, inbox, group="all", deduplicate=60)
+            first = a_message(1)
+            for message in (first, first, a_message(2)):
+                await bus.publish(channel, message)
+            await inbox.has(1, 2)
 
 
 def test_a_node_says_why_it_does_not_connect(server: str, valkey_url: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Redis over TLS, as broker and for states and results: what is checked, and what is said."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.store.redis_state import RedisStateManager
 from tests.support import redis_tls
 from tests.support.certificates import Authority, ServerTLS
+from tests.support.cli import conductor
 from tests.support.exercise import (
     a_node_works,
     bus_works,
@@ -102,3 +104,17 @@ async def test_less_is_checked_where_the_url_says_so(demanding: int, parameters:
     url = f"rediss://127.0.0.1:{demanding}/0?{told}&{less}"
     async with KombuMessageBus(url), RedisStateManager(url):
         pass
+
+
+def test_doctor_says_what_is_wrong_with_the_certificate_of_the_state_store(
+    demanding: int, parameters: str, valkey_url: str, tmp_path: Path
+) -> None:
+    url = f"rediss://127.0.0.1:{demanding}/0?{parameters}"
+    (tmp_path / "conductor.yaml").write_text(json.dumps({"broker_url": valkey_url, "redis": {"url": url}}))
+    done = conductor(tmp_path / "data", "doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "of-the-key" not in done.stdout + done.stderr
+    found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}["state store"]
+    assert found["level"] == "problem"
+    assert "its certificate is for another host" in found["meaning"]
+    assert "CONDUCTOR_REDIS__URL: write a name or an address into the URL" in found["advice"]

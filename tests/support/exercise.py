@@ -21,20 +21,23 @@ from tests.support.consuming import consuming
 from tests.support.consuming import put as put_tasks
 from tests.support.letters import a_letter, put
 from tests.support.nodes import Farm, run_celery
+from tests.support.waiting import wait_until
 
 
 async def bus_works(bus: KombuMessageBus) -> None:
     """Subscribe, publish more than fits into one TLS record, and ask."""
-    channel, inbox = unique("works"), Inbox()
+    channel, inbox, shared = unique("works"), Inbox(), Inbox()
 
     async def answer(message: AgentMessage) -> None:
         await bus.publish("conductor:response", message.create_response("r", MessageType.FEEDBACK))
 
     await bus.subscribe(f"{channel}*", inbox)
+    await bus.subscribe(channel, shared, group="all")
     await bus.subscribe(f"{channel}:ask", answer)
     for number in range(50):
         await bus.publish(channel, a_message(number, payload={"number": number, "text": "x" * 20_000}))
     await inbox.has(*range(50))
+    await wait_until(lambda: sorted(shared.numbers) == list(range(50)))
     await bus.request(f"{channel}:ask", a_message(1), timeout=10)
 
 
