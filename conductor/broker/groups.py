@@ -56,6 +56,7 @@ class Groups:
         self._counts = counts
         self._settings = settings
         self._tracing = tracing
+        self._system = system_of(settings.url)
         self._connect = connect
         self._publisher = publisher
         self._origins = origins
@@ -157,12 +158,8 @@ class Groups:
             self._origins.remember(asked, inbox, delivery.headers.get(DEADLINE_HEADER))
         current_message.set(message)  # for the rest of this task, which is about it
         self._counts.delivered(delivery.member.pattern)
-        if self._tracing is None:
-            await delivery.member.callback(message)
-            return
         channel = delivery.channel or delivery.member.pattern
-        system = system_of(self._settings.url)
-        with processing(self._tracing, system, channel, message, delivery.headers):
+        with processing(self._tracing, self._system, channel, message, delivery.headers):
             await delivery.member.callback(message)
 
     def _report(self, delivery: Delivery, error: BaseException | None) -> None:

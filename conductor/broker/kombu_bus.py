@@ -247,11 +247,8 @@ class KombuMessageBus(MessageBus):
         """Send `message` to the inbox of who asked, its `bus_id`, and nowhere else."""
         session = self._require("reply")
         body, asked = self._encode(message), message.correlation_id
-        if session.tracing is None:
-            await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked)
-            return
         with publishing(session.tracing, session.system, RESPONSE, message):
-            trace = session.tracing.headers()
+            trace = _trace_of(session)
             await session.publisher.publish(REPLIES, inbox, body, correlation_id=asked, headers=trace)
 
     def asker_of(self, message: AgentMessage) -> str | None:
@@ -306,8 +303,6 @@ class KombuMessageBus(MessageBus):
                 return self._ask(session, channel, question, answer_by)
             return self._listen_and_ask(session, channel, question, answer_by)
 
-        if session.tracing is None:
-            return await self._pending.ask(channel, message, timeout, ask)
         with requesting(session.tracing, session.system, channel, message):
             return await self._pending.ask(channel, message, timeout, ask)
 
@@ -334,7 +329,7 @@ class KombuMessageBus(MessageBus):
             reply_to=self.bus_id,
             correlation_id=question.correlation_id,
             answer_by=answer_by,
-            headers=None if session.tracing is None else session.tracing.headers(),
+            headers=_trace_of(session),
         )
 
     def _encode(self, message: AgentMessage) -> bytes:
@@ -356,6 +351,10 @@ class KombuMessageBus(MessageBus):
             self._session.abandon()
             self._session, self._published = None, 0
             self._pending = PendingRequests(self._settings.metrics)
+
+
+def _trace_of(session: Session) -> dict[str, str] | None:
+    return None if session.tracing is None else session.tracing.headers()
 
 
 def configured_bus(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -68,12 +67,7 @@ class EventDesk:
         asker = self._bus.asker_of(message)
         if is_work(message, wants_answer=asker is not None):
             return  # The parent process makes a task of it.
-        tracing = find_tracing()
-        with (
-            nullcontext()
-            if tracing is None
-            else processing(tracing, self._bus.system, agent_channel(agent.agent_id), message)
-        ):
+        with processing(find_tracing(), self._bus.system, agent_channel(agent.agent_id), message):
             response = await self._handle(agent, message)
             if response is None and asker is not None:
                 status = _status_of(agent)

@@ -147,7 +147,7 @@ class Subscription:
                 await self._call(message)
             return
         span = processing(tracing, traced.system, incoming.channel, message, incoming.headers)
-        await run_in_span(span, tracing, partial(self._call, message))
+        await run_in_span(span, partial(self._call, message))
 
     async def _call(self, message: AgentMessage) -> Exception | None:
         try:

@@ -127,14 +127,6 @@ class MemoryGroup:
                 self._idle.append(member)
             self._work()
 
-    async def _call(self, member: _Member, item: _Item, message: AgentMessage) -> None:
-        tracing = find_tracing()
-        if tracing is None:
-            await member.callback(message)
-            return
-        with processing(tracing, IN_MEMORY, item.channel, message, item.trace):
-            await member.callback(message)
-
     async def _try(self, member: _Member, item: _Item) -> None:
         message = delivered_copy(item.body, item.trial)
         if message.is_expired():
@@ -145,7 +137,8 @@ class MemoryGroup:
         self._count(False)  # noqa: FBT003
         current_message.set(message)  # for the rest of this task, which is about it
         try:
-            await self._call(member, item, message)
+            with processing(find_tracing(), IN_MEMORY, item.channel, message, item.trace):
+                await member.callback(message)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

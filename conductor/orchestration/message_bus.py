@@ -261,11 +261,8 @@ class InMemoryMessageBus(MessageBus):
             return
         self._published += 1
         self._counts.published(channel)
-        if self._tracing is None:
+        with publishing(self._tracing, IN_MEMORY, channel, message):
             await self._deliver(channel, message, body)
-        else:
-            with publishing(self._tracing, IN_MEMORY, channel, message):
-                await self._deliver(channel, message, body)
 
     async def _deliver(self, channel: str, message: AgentMessage, body: bytes) -> None:
         self._pending.resolve(message)
@@ -283,11 +280,8 @@ class InMemoryMessageBus(MessageBus):
 
     async def _call(self, callback: Callback, channel: str, message: AgentMessage) -> None:
         self._counts.delivered(channel)
-        if self._tracing is None:
-            await run_callback(callback, channel, message)
-            return
         span = processing(self._tracing, IN_MEMORY, channel, message)
-        await run_in_span(span, self._tracing, partial(run_callback, callback, channel, message))
+        await run_in_span(span, partial(run_callback, callback, channel, message))
 
     async def subscribe(
         self, channel: str, callback: Callback, group: str | None = None, deduplicate: float | None = None
@@ -327,8 +321,6 @@ class InMemoryMessageBus(MessageBus):
         self._require_connected("request")
         validate_channel(channel)
         encode_message(message, self._max_message_bytes)
-        if self._tracing is None:
-            return await self._pending.ask(channel, message, timeout, self.publish)
         with requesting(self._tracing, IN_MEMORY, channel, message):
             return await self._pending.ask(channel, message, timeout, self.publish)
 

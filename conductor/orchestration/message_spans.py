@@ -1,12 +1,13 @@
-"""The spans of the message buses: one for who publishes or asks, one for each callback."""
+"""The spans of the message buses: for who publishes or asks, and for callbacks; none without tracing."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from conductor.core.channels import is_pattern, parse_channel
 from conductor.core.exceptions import MessageBusError
-from conductor.core.tracing import HERE, code_of
+from conductor.core.tracing import HERE, code_of, fail_span
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -22,29 +23,35 @@ IN_MEMORY = "memory"
 
 
 def publishing(
-    tracing: Tracing, system: str, channel: str, message: AgentMessage
-) -> AbstractContextManager[Span]:
+    tracing: Tracing | None, system: str, channel: str, message: AgentMessage
+) -> AbstractContextManager[Span | None]:
     """Be in the span of who publishes a message."""
+    if tracing is None:
+        return nullcontext()
     attributes = _attributes(system, "send", channel, message)
     return tracing.span(f"publish {_kind(channel)}", "producer", attributes)
 
 
 def requesting(
-    tracing: Tracing, system: str, channel: str, message: AgentMessage
-) -> AbstractContextManager[Span]:
+    tracing: Tracing | None, system: str, channel: str, message: AgentMessage
+) -> AbstractContextManager[Span | None]:
     """Be in the span of who asks, until the answer is there."""
+    if tracing is None:
+        return nullcontext()
     attributes = _attributes(system, "send", channel, message)
     return tracing.span(f"request {_kind(channel)}", "client", attributes)
 
 
 def processing(
-    tracing: Tracing,
+    tracing: Tracing | None,
     system: str,
     channel: str,
     message: AgentMessage,
     headers: Mapping[str, Any] | None = HERE,
-) -> AbstractContextManager[Span]:
+) -> AbstractContextManager[Span | None]:
     """Be in the span of a callback, below who published the message."""
+    if tracing is None:
+        return nullcontext()
     attributes = _attributes(system, "process", channel, message)
     attempt = message.metadata.get("attempt")
     attributes["conductor.attempt"] = attempt if isinstance(attempt, int) else None
@@ -52,13 +59,13 @@ def processing(
 
 
 async def run_in_span(
-    span: AbstractContextManager[Span], tracing: Tracing, running: Callable[[], Awaitable[Exception | None]]
+    span: AbstractContextManager[Span | None], running: Callable[[], Awaitable[Exception | None]]
 ) -> None:
     """Run a callback, whose failure is given back instead of raised, in its span."""
     with span as current:
         error = await running()
         if error is not None:
-            tracing.fail(current, code_of(error))
+            fail_span(current, code_of(error))
 
 
 def _attributes(system: str, operation: str, channel: str, message: AgentMessage) -> dict[str, Any]:
