@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from conductor.core.config import RedisConfig, mask_url
 from conductor.core.exceptions import ConfigurationError
+from conductor.core.urls import check_url
 from conductor.orchestration.message_bus import InMemoryMessageBus, MessageBus
 from conductor.orchestration.state_manager import InMemoryStateManager, StateManager
 
@@ -13,7 +14,7 @@ T = TypeVar("T")
 
 
 def create_message_bus(url: str) -> MessageBus:
-    """Make the bus for `url`, not yet connected; an unknown scheme is a ConfigurationError.
+    """Make the bus for `url`, not yet connected; a bad one is a ConfigurationError.
 
     memory:// is a bus of its own, for one process and event loop; redis://, rediss://, sentinel://, amqp://
     and amqps:// are for all processes that use the same broker.
@@ -24,7 +25,7 @@ def create_message_bus(url: str) -> MessageBus:
 
 
 def create_state_manager(url: str, *, config: RedisConfig | None = None) -> StateManager:
-    """Make the state manager for `url`, not yet connected; an unknown scheme is a ConfigurationError.
+    """Make the state manager for `url`, not yet connected; a bad one is a ConfigurationError.
 
     Of `config`, as in `load_config().redis`, the key prefix and the times of expiry are used, not the URL.
     """
@@ -56,4 +57,8 @@ def _make(what: str, url: str, makers: Mapping[str, Callable[[str], T]]) -> T:
             f"There is no {what} for {mask_url(url)!r}; the known schemes are {known}",
             details={"scheme": scheme if separator else None, "known": list(makers)},
         )
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise ConfigurationError(f"The URL {error}") from None
     return maker(url)

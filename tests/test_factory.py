@@ -1,5 +1,6 @@
 """A URL is enough to get a bus or a state manager."""
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -63,3 +64,10 @@ def test_an_unknown_scheme_lists_the_known_ones(url: str) -> None:
     assert "secret" not in str(bus.value)
     with pytest.raises(ConfigurationError, match="unix://"):
         create_state_manager(url)
+
+
+@pytest.mark.parametrize("make", [create_message_bus, create_state_manager])
+def test_a_password_in_pieces_is_refused_and_not_shown(make: Callable[[str], object]) -> None:
+    with pytest.raises(ConfigurationError, match="percent-encoded") as raised:
+        make("redis://someone:pa/leak@localhost/0")
+    assert "leak" not in str(raised.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from conductor.core.urls import MASK, mask_text
 
@@ -29,8 +29,7 @@ def remember_secret(secret: str) -> None:
     if len(secret) < SHORTEST or secret in _known:
         return
     _known.add(secret)
-    forms = {form for each in tuple(_known) for form in _forms(each)}
-    _pattern = re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))))
+    _pattern = re.compile("|".join(map(_anyhow, sorted(_known, key=len, reverse=True))))
 
 
 def scrub(text: str) -> str:
@@ -55,11 +54,21 @@ def _secrets_of(url: str) -> set[str]:
     }
 
 
-def _forms(secret: str) -> set[str]:
-    plain, lower = quote(secret, safe=""), quote(secret)
-    inside = repr(secret)[1:-1]
-    return {secret, plain, lower, _small_hex(plain), inside, secret.replace("\\", "\\\\").replace('"', '\\"')}
+def _anyhow(secret: str) -> str:
+    """Give a pattern of a secret as it is, percent-encoded, or in a repr or JSON, however deep."""
+    runs = re.findall(r"\\+|[^\\]", secret)
+    return "".join(run if run.isascii() and run.isalnum() else _escaped(run) for run in runs)
 
 
-def _small_hex(quoted: str) -> str:
-    return re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), quoted)
+def _escaped(run: str) -> str:
+    """Give a pattern of one character, or of backslashes; a repr of a repr doubles those."""
+    quoted = "".join(rf"%(?:25)*(?i:{byte:02x})" for byte in run.encode("utf-8", "surrogatepass"))
+    if run.startswith("\\"):
+        return rf"(?:\\{{1,64}}|{quoted})"
+    ways = [rf"\\{{0,64}}{re.escape(run)}", quoted]
+    if (escaped := ascii(run)[1:-1]) != run:
+        ways.append(rf"\\{{1,64}}{escaped[1:]}")
+    if not run.isascii():
+        units = run.encode("utf-16-be", "surrogatepass").hex(" ", 2).split()
+        ways.append("".join(rf"\\{{1,64}}u(?i:{unit})" for unit in units))
+    return f"(?:{'|'.join([*ways, '[+]'] if run == ' ' else ways)})"

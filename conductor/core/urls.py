@@ -1,6 +1,7 @@
 """URLs of servers: checking them, and hiding their secrets."""
 
 import re
+from urllib.parse import urlsplit
 
 MASK = "***"
 
@@ -65,10 +66,25 @@ def _mask_piece(piece: str) -> str:
 
 
 def check_url(url: str) -> str:
-    """Give `url` back if it has a scheme and something behind it, else raise ValueError."""
+    """Give `url` back if it has a scheme, something behind it and no password in pieces, else ValueError."""
     scheme, separator, rest = url.partition("://")
     if separator and _SCHEME.fullmatch(scheme) and (rest or scheme == "memory"):
+        if scheme != "unix" and any(map(_is_in_pieces, _PARTS.split(url))):
+            raise ValueError(
+                f"{mask_url(url)!r} cannot be read: a port is a number, and what is no letter or digit in "
+                "a password is percent-encoded, '@' as '%40' and '/' as '%2F'"
+            )
         return url
     # In what is no URL a password is not to be recognised, so all that may hold one goes.
     shown = re.sub(r".*@", f"{MASK}@", url, flags=re.DOTALL)
     raise ValueError(f"{shown!r} is not a URL; write for example 'redis://localhost:6379/0'")
+
+
+def _is_in_pieces(url: str) -> bool:
+    """Whether a part of a password would be taken for host, port or path, and be shown as that."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises
+    except ValueError:
+        return True
+    return "@" in parts.path + parts.fragment + parts.query.partition("=")[0]

@@ -5,6 +5,7 @@ import traceback
 from urllib.parse import quote
 
 import pytest
+from pydantic import ValidationError
 
 from conductor.agents.base import BaseAgent
 from conductor.core.config import ConductorConfig
@@ -12,7 +13,13 @@ from conductor.core.enums import AgentType
 from conductor.core.models import TaskDefinition, TaskResult
 from conductor.core.secrets import remember_secrets, scrub
 
-PASSWORDS = ["hunter-PLAIN-2", "hunter-p@ss:w0rd/%41?#x", "hunter-\"quo\\te'", "hunter-with blank"]
+PASSWORDS = [
+    "hunter-PLAIN-2",
+    "hunter-p@ss:w0rd/%41?#x",
+    "hunter-\"quo\\te'",
+    "hunter-with blank",
+    "hunter-grüße€😀\n\\",
+]
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
@@ -20,6 +27,7 @@ PASSWORDS = ["hunter-PLAIN-2", "hunter-p@ss:w0rd/%41?#x", "hunter-\"quo\\te'", "
 def test_a_password_of_a_url_is_hidden_in_all_its_forms(password: str, user: str) -> None:
     remember_secrets(f"amqps://{user}:{quote(password, safe='')}@host:5671/vhost")
     forms = [password, repr(password), json.dumps(password), quote(password), quote(password, safe="")]
+    forms += [repr([form]) for form in forms] + [json.dumps(repr([repr(password)])), ascii(password)]
     text = scrub("\n".join([*forms, f"x=amqp://u:{quote(password)}@h/ and {password}!"]))
     assert "hunter" not in text
     assert text.count("***") >= len(forms) + 2
@@ -71,3 +79,23 @@ async def test_an_error_of_an_agent_says_none() -> None:
     assert result.error_message == "ConnectionError: no answer from redis://:***@h/0, tried ***"
     assert "tried ***" in result.metadata["error"]["traceback"]
     assert "leaky-p" in "".join(traceback.format_exception(ConnectionError("leaky-p")))
+
+
+@pytest.mark.parametrize("password", ["pa#leak", "pa/leak", "12?leak", "1/x@leak", 'w@s:leak/%41?#&="'])
+def test_a_password_that_is_not_percent_encoded_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(ValidationError, match="percent-encoded") as raised:
+        ConductorConfig(broker_url=f"redis://someone:{password}@localhost/0")
+    assert "leak" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:not-quoted@5@localhost/0",
+        "redis://[::1]:6379/0?ssl_password=a@b",
+        "sentinel://:one@a:1;sentinel://:two@b:2/0",
+        "amqp://u:p%40s%2F%23@h:5672/%2Fvhost",
+    ],
+)
+def test_urls_that_can_be_read_are_accepted(url: str) -> None:
+    assert ConductorConfig(broker_url=url).broker_url == url
