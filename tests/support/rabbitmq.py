@@ -83,6 +83,12 @@ def user(name: str, password: str, url: str, configure: str, write: str, read: s
         _ctl("delete_user", name)
 
 
+def refuse(name: str) -> None:
+    """Change the password of a user to one that nobody knows, and end the user's connections."""
+    _ctl("change_password", name, uuid.uuid4().hex)
+    _ctl("close_all_user_connections", name, "the password was changed")
+
+
 def declare_topic_exchange(url: str, name: str) -> None:
     """Make a durable topic exchange."""
     with Connection(url) as connection:
