@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import time
@@ -10,10 +11,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from conductor.broker.link_thread import LinkThread
-from conductor.broker.wire import Address, Raw, Receiver
+from conductor.broker.wire import Address, Raw, Receiver, missing_right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between looks whether a silent broker is still there.
 CHECK_INTERVAL = 5.0
@@ -68,6 +71,9 @@ class Consumer(LinkThread[Receiver]):
             self._waker.send(b"!")
 
     def _confirm(self, address: Address) -> None:
+        if address.refusal is not None:
+            why = missing_right(address.refusal, address.key)
+            logger.warning("%s: the subscription to %s is refused: %s", self.name, address.key, why)
         self._post(self._intake.live, address)
 
     def _serve(self, link: Receiver) -> None:

@@ -97,8 +97,10 @@ class Dispatcher:
         run = _run_prefix(task) + (run or uuid.uuid4().hex)
         try:
             async with asyncio.timeout(self._config.bus.publish_timeout):
-                _, followed = await asyncio.gather(
-                    self._open_record(task, run, agent_id), self._listener.follow(task.task_id)
+                opened, followed = await asyncio.gather(
+                    self._open_record(task, run, agent_id),
+                    self._listener.follow(task.task_id),
+                    return_exceptions=True,
                 )
         except TimeoutError as error:
             raise StateError(
@@ -106,6 +108,11 @@ class Dispatcher:
                 "STATE_UNAVAILABLE",
                 {"task_id": task.task_id},
             ) from error
+        if opened is not None:
+            raise opened
+        if isinstance(followed, BaseException):
+            await self._link.run(["DEL", record_key(task.task_id)])
+            raise followed
         await self._send(task, run, queue, followed, expires)
         return followed, run
 

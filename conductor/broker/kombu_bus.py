@@ -177,7 +177,8 @@ class KombuMessageBus(MessageBus):
     async def connect(self) -> None:
         """See `MessageBus.connect`.
 
-        MessageBusError: BROKER_UNAVAILABLE within `connect_timeout`, BROKER_AUTH_FAILED, BROKER_REFUSED.
+        MessageBusError: BROKER_UNAVAILABLE within `connect_timeout`, BROKER_AUTH_FAILED, BROKER_FORBIDDEN,
+        BROKER_REFUSED.
         """
         async with self._connecting.lock():
             self._leave_closed_loop()

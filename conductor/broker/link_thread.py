@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from conductor.broker.wire import unavailable
+from conductor.broker.wire import missing_right, unavailable
 from conductor.core.config import mask_url
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ class LinkThread(threading.Thread, ABC, Generic[Link]):
             self._serve(link)
         except Exception as error:
             if not self._stopping.is_set():
-                self.trouble = (
-                    f"The connection to {mask_url(self._url)} was lost: {error or type(error).__name__}"
-                )
+                why = missing_right(error) or error or type(error).__name__
+                self.trouble = f"The connection to {mask_url(self._url)} was lost: {why}"
                 logger.warning(
                     "%s: %s. Connecting again.", self.name, self.trouble, exc_info=_unexpected(error)
                 )

@@ -8,8 +8,10 @@ import uuid
 from collections import deque
 from typing import TYPE_CHECKING
 
+from redis.exceptions import ResponseError
+
 from conductor.broker.link_thread import LinkThread
-from conductor.broker.wire import Outgoing, Sender, seal
+from conductor.broker.wire import Outgoing, Sender, missing_right, refused, seal
 from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
@@ -111,7 +113,8 @@ class Publisher(LinkThread[Sender]):
             self._unconfirmed = batch = [out for out in batch if not out.future.done()]
             try:
                 link.send(batch)
-            except BaseException:
+            except BaseException as error:
+                _refuse(batch, error)
                 self._unconfirmed = [out for out in batch if not out.confirmed]
                 batch = [out for out in batch if out.confirmed]
                 raise
@@ -145,7 +148,9 @@ class Publisher(LinkThread[Sender]):
             if out.error is None:
                 out.future.set_result(None)
             else:
-                out.future.set_exception(_refused(out))
+                error = refused(out.error, f"Publishing to {out.routing_key}", out.routing_key)
+                error.details["routing_key"] = out.routing_key
+                out.future.set_exception(error)
         while self._outstanding and self._outstanding[0].future.done():
             self._outstanding.popleft()
 
@@ -194,11 +199,11 @@ class Publisher(LinkThread[Sender]):
         self._outstanding.clear()
 
 
-def _refused(out: Outgoing) -> MessageBusError:
-    error = MessageBusError(
-        f"The broker refused a message for {out.routing_key}: {out.error or type(out.error).__name__}",
-        "BROKER_REFUSED",
-        {"routing_key": out.routing_key, "reason": str(out.error)},
-    )
-    error.__cause__ = out.error
-    return error
+def _refuse(batch: list[Outgoing], error: BaseException) -> None:
+    """Give up what a connection was lost by, for want of a right."""
+    if not isinstance(error, Exception) or missing_right(error) is None:
+        return
+    for out in batch:
+        # RabbitMQ names the exchange.
+        if not out.confirmed and (isinstance(error, ResponseError) or f"'{out.exchange}'" in str(error)):
+            out.confirmed, out.error = True, error

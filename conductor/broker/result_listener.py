@@ -12,6 +12,7 @@ from celery import states
 from conductor.broker.records import KEY_PREFIX, record_key
 from conductor.broker.results import decode_meta
 from conductor.core.exceptions import ConductorError, StateError
+from conductor.store.failures import ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +37,8 @@ class FollowedTask:
         self.state: str = states.PENDING
         self.ended: asyncio.Future[TaskResult] = asyncio.get_running_loop().create_future()
         self.subscribed = asyncio.Event()
+        """Set when the server has confirmed or refused it."""
+        self.refusal: StateError | None = None
         self.name = ""
         self.trace: dict[str, str] = {}
         """The headers of the span that dispatched it, if there was one."""
@@ -81,13 +84,19 @@ class ResultListener:
         self._tasks.clear()
 
     async def follow(self, task_id: str) -> FollowedTask:
-        """Follow a task until it ends; what nodes write after this returned is seen."""
+        """Follow a task until it ends; what nodes write after this returned is seen.
+
+        Raises StateError, code STATE_FORBIDDEN.
+        """
         key = record_key(task_id)
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = FollowedTask(task_id)
             self._send("SUBSCRIBE", key)
         await task.subscribed.wait()
+        if task.refusal is not None:
+            self._tasks.pop(key, None)
+            raise task.refusal
         return task
 
     async def attach(self, task_id: str) -> FollowedTask:
@@ -187,6 +196,8 @@ class ResultListener:
 
     def _on_push(self, reply: Any) -> None:
         self._heard = True
+        if isinstance(reply, ReplyError):
+            self._refuse(reply)
         if not isinstance(reply, list) or len(reply) != 3:
             return
         kind, key = reply[0], reply[1].decode()
@@ -198,6 +209,12 @@ class ResultListener:
             self._unconfirmed.discard(key)
             if not self._unconfirmed:
                 self._confirmed.set()
+
+    def _refuse(self, reply: ReplyError) -> None:
+        for key, task in self._tasks.items():
+            if not task.subscribed.is_set():
+                task.refusal = self._link.failure(reply, key)
+                task.subscribed.set()
 
     def _on_record(self, key: str, raw: bytes) -> None:
         task = self._tasks.get(key)

@@ -18,7 +18,7 @@ from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tall
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import is_rabbitmq, kombu_connection, system_of
 from conductor.broker.turn import Turn
-from conductor.broker.wire import Address, Receiver, Sender, open_sender, unavailable
+from conductor.broker.wire import Address, Receiver, Sender, open_sender, refused, unavailable
 from conductor.core.exceptions import MessageBusError
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.message_bus import Callback, cancel_and_wait
@@ -189,8 +189,6 @@ class Session:
             await self._until_live(route, "Waiting for the inbox of answers")
 
     async def _until_live(self, route: Route, what: str) -> None:
-        if route.live.is_set():
-            return
         seconds = self._settings.publish_timeout
         try:
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
@@ -201,6 +199,8 @@ class Session:
             raise MessageBusError(
                 f"{what} gave up after {seconds:g} s. {trouble}", "BROKER_UNAVAILABLE", {"reason": trouble}
             ) from None
+        if route.address.refusal is not None:
+            raise refused(route.address.refusal, what, route.address.key)
         if self._closed:
             raise MessageBusError(f"{what} ended: the bus was disconnected.", "BUS_DISCONNECTED")
 

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from conductor.broker.transport import connect, disconnect
+from conductor.broker.wire import missing_right
 from conductor.core.exceptions import MessageBusError
 from conductor.core.tls import explain_tls
 
@@ -140,12 +141,12 @@ class TaskSender:
 
 
 def broker_unavailable(error: Exception, url: str, wish: str = "send a task") -> MessageBusError:
-    """Make the error of a broker that could not be reached to do what was wished."""
-    reason = explain_tls(error, url) or error or type(error).__name__
-    problem = MessageBusError(
-        f"The broker cannot be reached to {wish}: {reason}",
-        "BROKER_UNAVAILABLE",
-        {"cause": repr(error)},
-    )
+    """Make the error of a broker that could not be reached, or refuses, to do what was wished."""
+    if missing := missing_right(error):
+        sentence, code = f"The broker refuses to {wish}: {missing}", "BROKER_FORBIDDEN"
+    else:
+        reason = explain_tls(error, url) or error or type(error).__name__
+        sentence, code = f"The broker cannot be reached to {wish}: {reason}", "BROKER_UNAVAILABLE"
+    problem = MessageBusError(sentence, code, {"cause": repr(error)})
     problem.__cause__ = error
     return problem

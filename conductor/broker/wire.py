@@ -14,6 +14,7 @@ from conductor.broker.topology import DEADLINE_HEADER, EVENTS
 from conductor.broker.transport import is_rabbitmq
 from conductor.core.config import mask_url
 from conductor.core.exceptions import MessageBusError
+from conductor.core.rights import missing_in_rabbitmq, missing_in_redis
 from conductor.core.tls import explain_tls
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Address:
     key: str
     queue: str = ""
     """Its queue, where the broker has queues."""
+    refusal: Exception | None = None
+    """Why the broker refused the subscription, if it did."""
     over_delivers: bool = False
     """Whether more may come by it than its key says."""
 
@@ -131,7 +134,7 @@ class Receiver(Protocol):
         """The socket to wait for."""
 
     def add(self, address: Address) -> None:
-        """Start to receive what is sent to `address`; the confirmation comes through `confirmed`."""
+        """Start to receive what is sent to `address`; `confirmed` is called with it, also if refused."""
 
     def drop(self, address: Address) -> None:
         """Stop to receive what is sent to `address`."""
@@ -155,22 +158,20 @@ class Receiver(Protocol):
         """Close the connection; never raises."""
 
 
-_REFUSED_LOGIN = (
-    redis.exceptions.AuthenticationError,
-    redis.exceptions.NoPermissionError,
-    amqp.exceptions.AccessRefused,
-)
+_REFUSED_LOGIN = (redis.exceptions.AuthenticationError, amqp.exceptions.AccessRefused)
 _REFUSED = (amqp.exceptions.NotAllowed, redis.exceptions.ResponseError, ValueError)
 
 
 def unavailable(error: Exception, url: str) -> MessageBusError:
     """Make the bus's error of one met while connecting.
 
-    Codes: BROKER_AUTH_FAILED (user, password or rights), BROKER_REFUSED (no such virtual host or database),
-    BROKER_UNAVAILABLE (all else).
+    Codes: BROKER_AUTH_FAILED (user or password), BROKER_FORBIDDEN (a right is missing), BROKER_REFUSED (no
+    such virtual host or database), BROKER_UNAVAILABLE (all else).
     """
     where = mask_url(url)
     details = {"url": where, "reason": str(error)}
+    if missing := missing_right(error):
+        return MessageBusError(f"The broker at {where} refuses: {missing}", "BROKER_FORBIDDEN", details)
     if isinstance(error, _REFUSED_LOGIN):
         return MessageBusError(
             f"The broker at {where} refuses the user or the password: {error}", "BROKER_AUTH_FAILED", details
@@ -195,3 +196,31 @@ def open_sender(connection: Connection, url: str) -> Sender:
     from conductor.broker.wire_redis import RedisSender
 
     return RedisSender(connection)
+
+
+def refused(error: Exception, what: str, about: str) -> MessageBusError:
+    """Make the error of what the broker does not do for this user; `about` is a channel."""
+    missing = missing_right(error, about)
+    made = MessageBusError(
+        f"{what} is refused: {missing or error or type(error).__name__}",
+        "BROKER_FORBIDDEN" if missing else "BROKER_REFUSED",
+        {"reason": str(error)},
+    )
+    made.__cause__ = error
+    return made
+
+
+def missing_right(error: BaseException | None, about: str = "") -> str | None:
+    """Say which right an error of a broker misses, or one that it came from, and how to grant it; else None.
+
+    `about`: the channel or key that it is about, for servers that do not name it.
+    """
+    while error is not None:
+        if isinstance(error, redis.exceptions.ResponseError):
+            found = missing_in_redis(str(error), about)
+        else:
+            found = missing_in_rabbitmq(str(error)) if isinstance(error, amqp.exceptions.AMQPError) else None
+        if found:
+            return found
+        error = error.__cause__ or error.__context__
+    return None

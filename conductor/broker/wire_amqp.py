@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import amqp
 import amqp.spec
-from amqp.exceptions import MessageNacked, RecoverableConnectionError
+from amqp.exceptions import AccessRefused, MessageNacked, RecoverableConnectionError
 
 from conductor.broker.topology import (
     AMQP,
@@ -147,6 +147,7 @@ class AmqpReceiver(AmqpLink):
 
     def add(self, address: Address) -> None:
         """See `Receiver.add`."""
+        address.refusal = None
         name = address.queue = f"conductor.bus.{uuid.uuid4().hex}"
         if address.exchange == EVENTS:
             address.over_delivers = needs_filter(AMQP, address.key)
@@ -154,9 +155,14 @@ class AmqpReceiver(AmqpLink):
         else:
             queue = reply_queue(AMQP, address.key, name)
         bound = queue(self._channel)
-        bound.declare()
         take = partial(self._take, address)
-        bound.consume(consumer_tag=name, callback=take, no_ack=True, on_cancel=self._on_cancel)
+        try:
+            bound.declare()
+            bound.consume(consumer_tag=name, callback=take, no_ack=True, on_cancel=self._on_cancel)
+        except AccessRefused as error:
+            address.refusal = error
+            self._confirmed(address)
+            raise
         self._confirmed(address)
 
     def drop(self, address: Address) -> None:

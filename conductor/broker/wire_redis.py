@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from conductor.broker.results import script
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS, GROUP_REGISTRY, REDIS, event_binding_key
-from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of, missing_right
 from conductor.core.channels import is_pattern
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class RedisReceiver(_RedisLink):
     def add(self, address: Address) -> None:
         """See `Receiver.add`."""
         topic = self._topic_of(address)
+        address.refusal = None
         self._addresses[topic] = address
         self._unconfirmed.append(address)
         self._command(f"{_prefix_of(address)}SUBSCRIBE", topic)
@@ -160,7 +161,8 @@ class RedisReceiver(_RedisLink):
         reader.feed(data)
         while (reply := reader.gets()) is not _NOT_ENOUGH:
             if isinstance(reply, Exception):
-                raise reply
+                self._refuse(ResponseError(str(reply)))
+                continue
             kind = reply[0]
             if kind in (b"message", b"pmessage"):
                 address = addresses.get(reply[1])
@@ -169,6 +171,14 @@ class RedisReceiver(_RedisLink):
             elif kind in (b"subscribe", b"psubscribe"):
                 self._confirmed(self._unconfirmed.popleft())
         return received
+
+    def _refuse(self, error: ResponseError) -> None:
+        """Note that the subscription is refused whose turn it is."""
+        if not self._unconfirmed or missing_right(error) is None:
+            raise error
+        address = self._unconfirmed.popleft()
+        address.refusal = error
+        self._confirmed(address)
 
     def check(self) -> None:
         """See `Receiver.check`."""

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from conductor.core.exceptions import StateError
+from conductor.core.rights import missing_in_redis
 from conductor.core.tls import explain_tls
 from conductor.store.endpoint import Endpoint, bad_url
 
@@ -48,20 +49,23 @@ _HINTS = {
         "{key} is damaged: it is not a hash. Repair or delete the key.",
     ),
 }
-_AUTH_WORDS = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
+_AUTH_WORDS = frozenset({"NOAUTH", "WRONGPASS"})
 #: Replies of a server that is about to serve again.
 PASSING_WORDS = frozenset({"LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN"})
 
 
-def state_error(error: ReplyError, endpoint: Endpoint, key: str = "?") -> StateError:
+def state_error(error: ReplyError, endpoint: Endpoint, key: str = "") -> StateError:
     """Return the StateError for an error reply; `key` is the one that the command was about."""
     word, reply = error.word, str(error)
     details: dict[str, Any] = {"url": endpoint.shown, "reply": reply}
     if word in _HINTS:
         code, sentence = _HINTS[word]
         if code == "STATE_CORRUPT":
-            details |= {"key": key, "field": "*"}
-        return StateError(sentence.format(url=endpoint.shown, reply=reply, key=key), code, details)
+            details |= {"key": key or "?", "field": "*"}
+        return StateError(sentence.format(url=endpoint.shown, reply=reply, key=key or "?"), code, details)
+    if missing := missing_in_redis(reply, key):
+        sentence = f"the Redis server {endpoint.shown} refuses ({reply}): {missing}"
+        return StateError(sentence, "STATE_FORBIDDEN", details)
     if word in _AUTH_WORDS or "AUTH" in reply.upper() or "invalid username-password" in reply:
         return auth_failed(endpoint, reply)
     if word in PASSING_WORDS:

@@ -13,6 +13,7 @@ from conductor.core.exceptions import StateError
 from conductor.orchestration.state_checks import not_connected
 from conductor.orchestration.state_kinds import AGENT
 from conductor.orchestration.state_watch import AgentStateChange, AgentStateWatch
+from conductor.store.failures import ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,12 +38,16 @@ class _Inbox:
         self.arrived = asyncio.Event()
         self.subscribed = asyncio.Event()
         self.lost = False
+        self.refusal: ReplyError | None = None
 
     def push(self, reply: Any) -> None:
         if isinstance(reply, list) and reply and reply[0] == b"subscribe":
             self.subscribed.set()
         elif isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             self.messages.append(reply[2])
+        elif isinstance(reply, ReplyError):
+            self.refusal = reply
+            self.subscribed.set()
         else:
             logger.debug("state: a subscription brought %r", reply)
         self.arrived.set()
@@ -150,8 +155,10 @@ class RedisWatch(AgentStateWatch):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SILENCE):
                 await inbox.subscribed.wait()
-        if self._closed:
+        if self._closed or inbox.refusal is not None:
             await wire.close()
+        if inbox.refusal is not None:
+            raise self._link.failure(inbox.refusal, self._channel)
 
     async def _catch_up(self, agent_id: str) -> AgentStateChange | None:
         try:

@@ -129,7 +129,8 @@ async def test_a_user_without_the_right_is_told_so(tmp_path: Path) -> None:
         url = server.url.replace("redis://", f"redis://limited:{SECRET.replace('@', '%40')}@")
         async with RedisStateManager(url) as state:
             error = await failure(state.save_agent_state(agent("a")))
-        assert error.error_code == "STATE_AUTH_FAILED"
+        assert error.error_code == "STATE_FORBIDDEN"
+        assert "may not run the command 'evalsha': grant it +evalsha, see docs/security.md" in error.message
 
 
 async def test_a_full_server_says_so_keeps_what_it_has_and_lets_delete(tmp_path: Path, prefix: str) -> None:
