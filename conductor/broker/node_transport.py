@@ -38,6 +38,7 @@ class _ChannelMixin:
     while another agent is free, so those are fetched only by a node that holds nothing.
     """
 
+    puts_back = True
     _taker: Taker | None = None
     #: Whether a look into the queues may find something.
     _hopeful = False

@@ -8,6 +8,9 @@ What differs from kombu 5.7:
   callbacks for every client object.
 - Fanout exchanges store no bindings. PUB/SUB does not need them, and those of a killed subscriber would stay.
 - Several queues may be bound to one fanout exchange in one channel; kombu keeps only the last.
+- Names are SUBSCRIBEd, not PSUBSCRIBEd: a right to a channel of Redis covers names that match it, but no
+  pattern other than itself.
+- Only nodes put back what others abandoned: Flower and `conductor top` need no right to write into queues.
 - Consumers touch the messages they hold every `touch_interval` seconds, so that a short visibility timeout
   does not make another consumer take over a message that is being worked on.
 - A message is taken, and noted as not acknowledged yet, by one script. kombu does the one after the other,
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import time
 import uuid
 from queue import Empty
@@ -47,6 +51,8 @@ from conductor.core.tls import read_tls, without_tls
 
 logger = logging.getLogger(__name__)
 
+#: What makes a pattern of a topic.
+_GLOB = re.compile(r"[*?\[\]\\]")
 _OURS = (EVENTS, REPLIES)
 _MODULE = "conductor.broker.transport"
 _TRANSPORTS = {
@@ -73,6 +79,11 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
             VirtualQoS.append(self, message, delivery_tag)  # It is noted already.
         else:
             super().append(message, delivery_tag)
+
+    def restore_visible(self, *arguments: Any, **options: Any) -> None:
+        """Put back what others abandoned, in nodes."""
+        if self.channel.puts_back:
+            super().restore_visible(*arguments, **options)
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back, whatever it is; kombu 5.7 raises for ever where it cannot read one."""
@@ -114,6 +125,7 @@ class _ChannelMixin:
     #: Messages are JSON text, which base64 would make longer and slower.
     body_encoding = None
     _fanout_queues: ClassVar[dict[str, tuple[str, str]]] = {}
+    puts_back = False
     taken_tag: str | None = None
     _take_script: Any = None
 
@@ -236,9 +248,25 @@ class _ChannelMixin:
             self._in_listen = None  # makes the poller subscribe again, now with this queue
         return super().basic_consume(queue, *args, **kwargs)  # type: ignore[misc]
 
+    def _subscribe(self) -> None:
+        topics = [topic for queue in self._listening() for topic in self._get_subscribe_topics(queue)]  # type: ignore[attr-defined]
+        patterns = list(filter(_GLOB.search, topics))
+        names = [topic for topic in topics if topic not in patterns]
+        client = self.subclient  # type: ignore[attr-defined]
+        if topics and client.connection._sock is None:  # noqa: SLF001
+            client.connection.connect()
+        for subscribe, some in ((client.psubscribe, patterns), (client.subscribe, names)):
+            if some:
+                self._in_listen = client.connection
+                subscribe(*some)
+
     def _unsubscribe_from(self, queue: str) -> None:
-        if self._fanout_queues[queue] not in map(self._fanout_queues.get, self._listening()):
-            super()._unsubscribe_from(queue)  # type: ignore[misc]
+        if self._fanout_queues[queue] in map(self._fanout_queues.get, self._listening()):
+            return
+        client = self.subclient  # type: ignore[attr-defined]
+        if client.connection and client.connection._sock:  # noqa: SLF001
+            for topic in self._get_subscribe_topics(queue):  # type: ignore[attr-defined]
+                (client.punsubscribe if _GLOB.search(topic) else client.unsubscribe)(topic)
 
     def _handle_message(self, client: Any, response: Any) -> Any:
         payload = super()._handle_message(client, response)  # type: ignore[misc]
