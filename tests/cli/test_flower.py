@@ -22,6 +22,7 @@ from tests.support.cli import COMMAND, background, environment
 from tests.support.places import Place, place_on
 from tests.support.waiting import wait_until_sync
 
+CELERY = [sys.executable, "-m", "celery", "-A", "workers"]
 REQUIRED = "CONDUCTOR_TEST_REQUIRE_CHROMIUM"
 #: Set to a directory to have screenshots of the pages put there.
 PICTURES = "CONDUCTOR_TEST_FLOWER_PICTURES"
@@ -61,16 +62,18 @@ class Flower:
         return task
 
 
-@pytest.fixture(scope="module", params=["valkey", "rabbitmq"])
+@pytest.fixture(scope="module", params=["embedded", "valkey", "rabbitmq"])
 def flower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
     directory, port = tmp_path_factory.mktemp("flower"), free_port()
+    # One of the places is watched with Celery's command.
+    program = CELERY if request.param == "valkey" else [COMMAND]
     with (
         pytest.MonkeyPatch.context() as patch,
         place_on(request.param, directory) as place,
     ):
         patch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
-        options = ["flower", "--port", str(port), "--persistent=False"]
-        with background(place.data, *options, cwd=directory) as command:
+        options = ["flower", f"--port={port}", "--persistent=False"]
+        with background(place.data, *options, cwd=directory, command=program) as command:
             flower = Flower(port, place)
 
             def hears() -> bool:
@@ -148,8 +151,13 @@ def test_the_pages_show_it_to_people(flower: Flower, browser: webdriver.Chrome) 
     flower.place.run("dispatch", "--agent", "loud-1", "--name", "say cheese", "-i", "say=cheese")
     flower.place.run("dispatch", "--agent", "loud-1", "--name", "say no", code=1)
     done, failed = flower.task("say cheese", "SUCCESS"), flower.task("say no", "FAILURE")
+    rabbitmq = "amqp" in flower.place.directory.joinpath("conductor.yaml").read_text()
+    [worker] = [name for name in flower.get("/api/workers") if name.startswith("loud-1@")]
     pages = {
         "workers": ("/workers", ["loud-1@"]),
+        "worker": (f"/worker/{worker}", [worker, "conductor.agent.loud-1", "conductor.type.coding"]),
+        # Of RabbitMQ it would ask the management plugin.
+        "broker": ("/broker", ["127.0.0.1", *([] if rabbitmq else ["conductor.agent.loud-1"])]),
         "tasks": ("/tasks", ["say cheese", "say no", "SUCCESS", "FAILURE", "cheese"]),
         "task": (f"/task/{done['uuid']}", ["say cheese", "{'say': 'cheese'}", "CHEESE", "loud-1@"]),
         "failure": (f"/task/{failed['uuid']}", ["say no", "ValueError: nothing to say"]),
@@ -158,8 +166,13 @@ def test_the_pages_show_it_to_people(flower: Flower, browser: webdriver.Chrome) 
         browser.get(f"{flower.url}{path}")
         for word in words:
             WebDriverWait(browser, 60).until(
-                lambda page, word=word: word in page.find_element(By.TAG_NAME, "body").text, word
+                # Also what is on a tab that is not open.
+                lambda page, word=word: (
+                    word in page.find_element(By.TAG_NAME, "body").get_attribute("textContent")
+                ),
+                word,
             )
+        assert "guest:guest" not in browser.page_source
         if directory := os.environ.get(PICTURES):
             if name == "failure":
                 browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
@@ -168,7 +181,7 @@ def test_the_pages_show_it_to_people(flower: Flower, browser: webdriver.Chrome) 
 
 def celery(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "workers", *arguments],
+        [*CELERY, *arguments],
         env=environment(place.data),
         cwd=place.directory,
         capture_output=True,
@@ -193,7 +206,7 @@ def test_inspect_tells_of_the_node(flower: Flower) -> None:
 
 
 def test_events_are_printed_as_they_come(flower: Flower) -> None:
-    command = [sys.executable, "-u", "-m", "celery", "-A", "workers", "events", "--dump"]
+    command = [CELERY[0], "-u", *CELERY[1:], "events", "--dump"]
     seen: list[str] = []
     with subprocess.Popen(
         command,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,20 @@ def processes_of(data_dir: Path) -> list[str]:
 class Background:
     """A command that runs beside the test; its standard output and error are read as they come."""
 
-    def __init__(self, data_dir: Path, *arguments: str, cwd: Path | None = None, nohup: bool = False) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str,
+        cwd: Path | None = None,
+        nohup: bool = False,
+        command: Sequence[str | Path] = (COMMAND,),
+    ) -> None:
         self.data_dir = data_dir
         self.out: list[str] = []
         self.err: list[str] = []
         # A session of its own, as a shell gives a job a process group of its own.
         self.process = subprocess.Popen(
-            [*(["nohup"] if nohup else []), COMMAND, *arguments],
+            [*(["nohup"] if nohup else []), *command, *arguments],
             env=environment(data_dir),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -118,12 +125,16 @@ class Background:
 
 @contextlib.contextmanager
 def background(
-    data_dir: Path, *arguments: str, cwd: Path | None = None, nohup: bool = False
+    data_dir: Path,
+    *arguments: str,
+    cwd: Path | None = None,
+    nohup: bool = False,
+    command: Sequence[str | Path] = (COMMAND,),
 ) -> Iterator[Background]:
-    """A command beside the test, ended with it."""
-    command = Background(data_dir, *arguments, cwd=cwd, nohup=nohup)
+    """A command beside the test, `conductor` or another, ended with it."""
+    started = Background(data_dir, *arguments, cwd=cwd, nohup=nohup, command=command)
     try:
-        yield command
+        yield started
     finally:
-        if command.process.poll() is None:
-            command.end(signal.SIGTERM)
+        if started.process.poll() is None:
+            started.end(signal.SIGTERM)

@@ -40,7 +40,9 @@ async def test_control_broadcast_and_phase_reach_every_agent_also_a_busy_one(
     assert busy.status() is TaskStatus.IN_PROGRESS
     (tmp_path / "go").touch()
     await busy.result(20)
-    assert len(notes(log)) == len(expected)
+    # Nodes of other tests may be there, and hear what everybody hears.
+    ours = {node.agent_id for node in (agent, other, devops)}
+    assert len([note for note in notes(log) if note["agent"] in ours]) == len(expected)
 
 
 async def test_a_control_request_is_answered_at_once_by_a_busy_agent(
