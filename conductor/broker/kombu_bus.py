@@ -15,9 +15,9 @@ from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import system_of, tls_settings
 from conductor.core.channels import RESPONSE, validate_channel, validate_group, validate_pattern
 from conductor.core.config import mask_url
-from conductor.core.exceptions import ConfigurationError, MessageBusError
-from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, TOO_LARGE
-from conductor.core.metrics import NO_METRICS, Metrics, refused_as
+from conductor.core.exceptions import ConfigurationError
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.retry import RetryPolicy
 from conductor.core.tls import read_tls
 from conductor.orchestration.groups import check_membership
@@ -334,12 +334,7 @@ class KombuMessageBus(MessageBus):
         )
 
     def _encode(self, message: AgentMessage) -> bytes:
-        try:
-            return encode_message(message, self._settings.max_message_bytes)
-        except MessageBusError as error:
-            if error.error_code == TOO_LARGE:
-                self._settings.metrics.message_refused(refused_as(error.error_code))
-            raise
+        return encode_message(message, self._settings.max_message_bytes, self._settings.metrics)
 
     def _require(self, operation: str) -> Session:
         if self._session is None or self._session.loop.is_closed():

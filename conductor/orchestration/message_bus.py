@@ -16,9 +16,9 @@ from conductor.core.channels import DLQ, compile_pattern, validate_channel, vali
 from conductor.core.dead_letters import DeadLetter, announcement
 from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
-from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, check_size
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, TOO_LARGE, too_large
 from conductor.core.messages import AgentMessage
-from conductor.core.metrics import NO_METRICS, Metrics
+from conductor.core.metrics import NO_METRICS, Metrics, refused_as
 from conductor.core.retry import RetryPolicy
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.groups import check_membership
@@ -142,11 +142,13 @@ def not_connected(operation: str) -> MessageBusError:
     )
 
 
-def encode_message(message: AgentMessage, limit: int = DEFAULT_MAX_MESSAGE_BYTES) -> bytes:
+def encode_message(
+    message: AgentMessage, limit: int = DEFAULT_MAX_MESSAGE_BYTES, metrics: Metrics = NO_METRICS
+) -> bytes:
     """Write `message` as JSON.
 
     MessageBusError: INVALID_MESSAGE for what is not one, or has no JSON form; MESSAGE_TOO_LARGE for what has
-    more bytes than `limit`.
+    more bytes than `limit`, which `metrics` counts.
     """
     if not isinstance(message, AgentMessage):
         raise MessageBusError(
@@ -160,7 +162,9 @@ def encode_message(message: AgentMessage, limit: int = DEFAULT_MAX_MESSAGE_BYTES
             "INVALID_MESSAGE",
             {"message_id": message.message_id},
         ) from error
-    check_size(f"Message {message.message_id}", len(body), limit)
+    if len(body) > limit:
+        metrics.message_refused(refused_as(TOO_LARGE))
+        raise too_large(f"Message {message.message_id}", len(body), limit)
     return body
 
 
@@ -255,7 +259,7 @@ class InMemoryMessageBus(MessageBus):
         """See `MessageBus.publish`; cancelling it does not cancel the callbacks."""
         self._require_connected("publish")
         validate_channel(channel)
-        body = encode_message(message, self._max_message_bytes)
+        body = encode_message(message, self._max_message_bytes, self._metrics)
         if message.is_expired():
             self._counts.expired()
             return
@@ -320,7 +324,7 @@ class InMemoryMessageBus(MessageBus):
         """See `MessageBus.request`."""
         self._require_connected("request")
         validate_channel(channel)
-        encode_message(message, self._max_message_bytes)
+        encode_message(message, self._max_message_bytes, self._metrics)
         with requesting(self._tracing, IN_MEMORY, channel, message):
             return await self._pending.ask(channel, message, timeout, self.publish)
 

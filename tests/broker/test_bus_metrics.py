@@ -163,3 +163,12 @@ async def test_a_bus_that_was_given_no_metrics_works(counted: Counted) -> None:
         await bus.subscribe(channel, inbox)
         await bus.publish(channel, a_message(1))
         await inbox.has(1)
+
+
+async def test_what_is_too_large_to_be_sent_is_counted(counted: Counted) -> None:
+    large = a_message(1, payload={"text": "x" * 2_000_000})
+    async with counted.bus:
+        for send in (counted.bus.publish, counted.bus.request):
+            with pytest.raises(MessageBusError):
+                await send(unique("large"), large)
+    await counted.has(2, "messages_refused_total", reason="too_large")
