@@ -132,6 +132,7 @@ async def test_state(valkey: Server) -> None:
 
 @asynccontextmanager
 async def limited(url: str, configure: str, write: str, read: str) -> AsyncIterator[str]:
+    rabbitmq.skip_without_users()
     name = f"limited-{uuid.uuid4().hex[:8]}"
     with rabbitmq.user(name, PASSWORD, url, configure, write, read):
         yield login(url, name)

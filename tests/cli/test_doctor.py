@@ -293,14 +293,14 @@ def test_a_disk_that_is_full(tmp_path: Path, free: int, level: str) -> None:
     assert findings(doctor(tmp_path, shim=shim))["disk space"]["level"] == level
 
 
-ALL = "^(conductor\\..*|.*\\.conductor\\.pidbox)$"
+ALL = "^(conductor\\..*|.*\\.conductor\\.pidbox\\.pidbox)$"
 
 
 @pytest.mark.parametrize(
     ("used", "rights", "missing"),
     [
         (True, (ALL, "^(conductor\\..*|amq\\.default)$", ALL), []),
-        (True, ("^conductor\\..*", ".*", ".*"), ["configure on queue", ".conductor.pidbox'"]),
+        (True, ("^conductor\\..*", ".*", ".*"), ["configure on queue", ".conductor.pidbox.pidbox'"]),
         (
             False,
             ("^$", ".*", ".*"),

@@ -23,6 +23,8 @@ class Proxy:
         self._held_words: bytes | None = None
         self.holds = asyncio.Event()
         self._released = asyncio.Event()
+        self.on_port: Callable[[int], None] = lambda _: None
+        """Called with the port from which a connection goes on, before anything goes that way."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port: int = probe.getsockname()[1]
         host = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -73,6 +75,7 @@ class Proxy:
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             self._writers.add(far_writer)
+            self.on_port(far_writer.get_extra_info("sockname")[1])
             await asyncio.gather(
                 self._pump(reader, far_writer), self._pump(far_reader, writer, self._is_the_end)
             )

@@ -54,6 +54,13 @@ def skip_without() -> None:
         pytest.skip(f"RabbitMQ: {reason}")
 
 
+def skip_without_users() -> None:
+    """The same where no users can be made."""
+    skip_without()
+    if os.environ.get(URL):
+        pytest.skip(f"{URL} names a virtual host in which no users can be made")
+
+
 @contextmanager
 def virtual_host(default_queue_type: str | None = None) -> Iterator[str]:
     """The URL of an empty virtual host, deleted afterwards; or the one the environment names.

@@ -1,4 +1,4 @@
-"""The rights that docs/security.md lists, given to users as its commands do."""
+"""The rights that docs/security.md lists, given to users as its commands do, and what users make of them."""
 
 import re
 import shlex
@@ -49,4 +49,5 @@ def _with_password(rule: str) -> str:
 
 def commands(rules: Iterable[str]) -> set[str]:
     """The commands that rules allow."""
-    return {rule[1:] for rule in rules if rule.startswith("+")}
+    words = [word for rule in rules for word in rule.strip("()").split()]
+    return {word[1:] for word in words if word.startswith("+")}

@@ -43,19 +43,21 @@ def _rights(connection: Connection) -> Finding:
     user, vhost = connection.userid, connection.virtual_host
     missing = list(_missing_rights(connection))
     if not missing:
-        return ok("RabbitMQ permissions", f"{user} may configure, write and read in {vhost!r} what it needs.")
+        return ok(
+            "RabbitMQ permissions", f"{user} may configure, write and read in {vhost!r} what a node needs."
+        )
     return problem(
         "RabbitMQ permissions",
         f"{user} lacks in virtual host {vhost!r}: {', '.join(missing)}.",
-        f"Give it what docs/security.md lists, with: rabbitmqctl set_permissions -p {vhost} {user} "
-        "CONFIGURE WRITE READ",
+        "If nodes use it, give it what docs/security.md lists: rabbitmqctl set_permissions "
+        f"-p {vhost} {user} CONFIGURE WRITE READ",
     )
 
 
 def _missing_rights(connection: Connection) -> Iterator[str]:
     """Try what buses and nodes do, with a queue that goes with the connection; nothing is ever sent."""
     mark = f"doctor-{uuid.uuid4().hex}"
-    queue, pidbox = f"{AGENT_QUEUE_PREFIX}{mark}", f"{mark}@host.conductor.pidbox"
+    queue, pidbox = f"{AGENT_QUEUE_PREFIX}{mark}", f"{mark}@host.conductor.pidbox.pidbox"
     yield from _missing(connection, f"configure on queue {pidbox!r}", lambda c: _declare(c, pidbox))
     refused = list(_missing(connection, f"configure on queue {queue!r}", lambda c: _declare(c, queue)))
     yield from refused
