@@ -1,5 +1,7 @@
 """`conductor flower`: Celery's web monitor, on the servers that are configured or run."""
 
+import difflib
+import importlib
 import os
 import socket
 import sys
@@ -25,7 +27,8 @@ async def run_flower(
     basic_auth: str | None,
     options: Sequence[str],
 ) -> NoReturn:
-    """Become Flower; the errors of a broker that is away and of a port that is taken are raised before."""
+    """Become Flower; before that, raise what is wrong with options, a broker that is away or a taken port."""
+    _require_known(options)
     addresses = find_addresses(config)
     read_queue_depths(addresses.broker_url, timeout=config.bus.connect_timeout)
     _require_free(address, port)
@@ -36,6 +39,22 @@ async def run_flower(
     command = [sys.executable, "-m", "celery", "-A", "workers", "flower"]
     command += [f"--address={address}", f"--port={port}", *options]
     os.execve(sys.executable, command, environment)  # noqa: S606 - there is no shell in between
+
+
+def _require_known(arguments: Sequence[str]) -> None:
+    """Raise ConfigurationError for what Flower 2 would pass over without a word, and for lacking values."""
+    importlib.import_module("flower.options")  # defines them
+    known = importlib.import_module("tornado.options").options
+    for argument in arguments:
+        name, has_value, _ = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            raise ConfigurationError(f"{argument!r} is no option: Flower's are written --name=value")
+        if name not in known:
+            close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+            hint = f": did you mean --{close[0]}?" if close else "; they are listed in Flower's documentation"
+            raise ConfigurationError(f"Flower has no option --{name}{hint}")
+        if not has_value and type(known[name]) is not bool:
+            raise ConfigurationError(f"--{name} needs a value: --{name}=VALUE")
 
 
 def _require_free(address: str, port: int) -> None:

@@ -18,7 +18,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.support.cli import COMMAND, background, environment
+from tests.support.cli import COMMAND, background, conductor, environment
 from tests.support.places import Place, place_on
 from tests.support.waiting import wait_until_sync
 
@@ -228,6 +228,24 @@ def test_events_are_printed_as_they_come(flower: Flower) -> None:
                 wait_until_sync(lambda word=word: any(word in line for line in seen), timeout=60)
         finally:
             process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prot", "5556"], "Flower has no option --prot: did you mean --port?"),
+        (["--max_taks=10"], "Flower has no option --max_taks: did you mean --max_tasks?"),
+        (["--zzz"], "Flower has no option --zzz; they are listed"),
+        (["--max-tasks", "10"], "--max-tasks needs a value: --max-tasks=VALUE"),
+        (["5556"], "'5556' is no option: Flower's are written --name=value"),
+    ],
+)
+def test_an_option_that_flower_does_not_know_is_refused(
+    options: list[str], words: str, tmp_path: Path
+) -> None:
+    done = conductor(tmp_path, "flower", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
 
 
 def test_what_a_port_or_a_broker_lacks_is_said(flower: Flower, tmp_path: Path) -> None:
