@@ -10,6 +10,7 @@ from rich.text import Text
 
 from conductor.broker.dead_letter_queue import SHORT_ID
 from conductor.cli.values import show_duration
+from conductor.cli.views import cut_text
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.fields import utc_now
 
@@ -20,9 +21,9 @@ def table_of(letters: Iterable[DeadLetter], *, narrow: bool) -> Table:
     for name, width in (("id", SHORT_ID), ("age", 3), ("reason", 17)):
         table.add_column(name, no_wrap=True, min_width=width)
     for name in ("task or message", "agent"):
-        table.add_column(_cut(name))
+        table.add_column(cut_text(name))
     table.add_column("tries", no_wrap=True, justify="right", min_width=5)
-    table.add_column(_cut("error"))
+    table.add_column(cut_text("error"))
     for letter in letters:
         cells = (
             letter.letter_id[:SHORT_ID] if narrow else letter.letter_id,
@@ -31,15 +32,10 @@ def table_of(letters: Iterable[DeadLetter], *, narrow: bool) -> Table:
             _subject(letter),
             letter.agent_id or letter.agent_type or "-",
             str(letter.attempts),
-            " ".join(letter.error_message.split()) or letter.error_code,
+            letter.error_message.strip() or letter.error_code,
         )
-        table.add_row(*map(_cut, cells))
+        table.add_row(*map(cut_text, cells))
     return table
-
-
-def _cut(text: str) -> Text:
-    """One line, cut where it has to be: rich makes columns narrower only if they may wrap."""
-    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def describe(letter: DeadLetter) -> Text:

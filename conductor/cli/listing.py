@@ -4,25 +4,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from rich.table import Table
 from rich.text import Text
 
+from conductor.broker.dead_letter_queue import SHORT_ID
 from conductor.broker.liveness import heartbeat_limit, lives
 from conductor.broker.task_list import TaskRecord, task_records, unfinished_tasks
 from conductor.cli.board import STYLES
 from conductor.cli.output import Output
-from conductor.cli.servers import running_servers, servers_of_a_run
+from conductor.cli.servers import Lookout, looking, servers_of_a_run
 from conductor.cli.status import agent_data, agents_table
 from conductor.cli.values import show_duration
-from conductor.cli.views import View, present, table_of
-from conductor.client import Conductor
+from conductor.cli.views import View, brief, cut_text, present, table_of
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import AgentStatus, AgentType, TaskStatus, WorkflowPhase
 from conductor.core.fields import utc_now
 from conductor.core.models import TaskResult
 from conductor.core.state import WorkflowState
 from conductor.orchestration.workflow_ledger import UNASSIGNED
-from conductor.store.link import Link
-from conductor.store.redis_state import RedisStateManager
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,18 @@ class Page:
 
     limit: int
     offset: int
+
+    @property
+    def end(self) -> int:
+        """How many there are with those before it."""
+        return self.offset + self.limit
+
+    def parts(self, table: Table, found: int, nothing: str) -> list[Table | Text]:
+        """Show a table, and whether there is more: `found` counts one more than the page then."""
+        if not found:
+            return [Text(nothing)]
+        more = Text(f"there are more: --offset {self.end}", "dim")
+        return [table, more] if found > self.limit else [table]
 
 
 async def list_agents(
@@ -44,15 +55,16 @@ async def list_agents(
 ) -> int:
     """Show the agents, by their ids."""
     limit = heartbeat_limit(config)
-    async with running_servers(config) as conductor:
+    async with looking(config) as lookout:
 
         async def look() -> View:
-            known = await conductor.state.list_agent_states(agent_type=agent_type, status=status)
+            known = await lookout.state.list_agent_states(agent_type=agent_type, status=status)
             agents = [(agent, lives(agent, limit)) for agent in sorted(known, key=lambda each: each.agent_id)]
             if only_alive:
                 agents = [(agent, alive) for agent, alive in agents if alive]
             data = [agent_data(agent, alive) for agent, alive in agents]
-            return View(data, [agents_table(agents)] if agents else [Text("no agents")])
+            table = agents_table(agents, narrow=output.is_narrow)
+            return View(data, [table] if agents else [Text("no agents")])
 
         return await present(output, look, every)
 
@@ -66,17 +78,18 @@ async def list_workflows(
     page: Page,
 ) -> int:
     """Show the workflow runs, the newest first."""
-    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
+    async with servers_of_a_run(config) as config, looking(config) as lookout:
 
         async def look() -> View:
-            found = await conductor.state.list_workflow_states(
-                status=status, current_phase=phase, limit=page.limit, offset=page.offset
+            found = await lookout.state.list_workflow_states(
+                status=status, current_phase=phase, limit=page.limit + 1, offset=page.offset
             )
-            table = table_of("workflow", "name", "status", "phase", "done", "failed", "age", "took")
-            for state in found:
+            columns = ("workflow", "name", "status", "phase", "done", "failed", "age", "took")
+            table = table_of(*columns, cut=("name",))
+            for state in found[: page.limit]:
                 table.add_row(
-                    state.workflow_id,
-                    name_of(state),
+                    brief(state.workflow_id, narrow=output.is_narrow),
+                    cut_text(name_of(state)),
                     _status(state.status),
                     state.current_phase.value,
                     str(state.completed_task_count),
@@ -84,9 +97,8 @@ async def list_workflows(
                     ago(state.started_at),
                     "-" if state.duration_seconds is None else f"{state.duration_seconds:.1f} s",
                 )
-            return View(
-                [workflow_data(state) for state in found], [table] if found else [Text("no workflows")]
-            )
+            data = [workflow_data(state) for state in found[: page.limit]]
+            return View(data, page.parts(table, len(found), "no workflows"))
 
         return await present(output, look, every)
 
@@ -103,28 +115,31 @@ class Wanted:
 
 async def list_tasks(config: ConductorConfig, output: Output, every: float | None, wanted: Wanted) -> int:
     """Show the tasks: those that run, those that wait, then those that ended, the newest first."""
-    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
+    async with servers_of_a_run(config) as config, looking(config) as lookout:
 
         async def look() -> View:
-            rows = await _tasks(conductor, wanted)
-            table = table_of("task", "name", "status", "agent or queue", "took", "ended", "error")
+            found = await _tasks(lookout, wanted)
+            rows = found[: wanted.page.limit]
+            columns = ("task", "name", "status", "agent or queue", "took", "ended", "error")
+            table = table_of(*columns, cut=("name", "error"))
             for row in rows:
                 table.add_row(
-                    row["task_id"],
-                    row["name"] or "-",
+                    brief(row["task_id"], narrow=output.is_narrow),
+                    cut_text(row["name"] or "-"),
                     _status(TaskStatus(row["status"])),
-                    row["agent_id"] or row["queue"] or "-",
+                    row["agent_id"] or _queue(row["queue"], narrow=output.is_narrow) or "-",
                     "-" if row["duration_seconds"] is None else f"{row['duration_seconds']:.1f} s",
                     ago(datetime.fromisoformat(row["completed_at"])) if row["completed_at"] else "-",
-                    Text(" ".join((row["error"] or "").split()), no_wrap=True, overflow="ellipsis"),
+                    cut_text(row["error"] or ""),
                 )
-            return View(rows, [table] if rows else [Text("no tasks")])
+            return View(rows, wanted.page.parts(table, len(found), "no tasks"))
 
         return await present(output, look, every)
 
 
-async def _tasks(conductor: Conductor, wanted: Wanted) -> list[dict[str, Any]]:
-    link = link_of(conductor)
+async def _tasks(lookout: Lookout, wanted: Wanted) -> list[dict[str, Any]]:
+    """Give the page, and one more if there is one."""
+    link = lookout.state.link
     rows: list[dict[str, Any]] = []
     if wanted.status in (None, TaskStatus.PENDING, TaskStatus.IN_PROGRESS):
         going = await unfinished_tasks(link)
@@ -133,14 +148,14 @@ async def _tasks(conductor: Conductor, wanted: Wanted) -> list[dict[str, Any]]:
     if wanted.status not in (TaskStatus.PENDING, TaskStatus.IN_PROGRESS):
         # Filters that the store has no index for need all of it.
         whole = wanted.agent is not None or wanted.workflow is not None
-        count = None if whole else wanted.page.limit + wanted.page.offset
-        results = await conductor.state.list_task_results(status=wanted.status, limit=count)
+        count = None if whole else wanted.page.end + 1
+        results = await lookout.state.list_task_results(status=wanted.status, limit=count)
         rows += [_of_result(result) for result in results]
     begun = {row["task_id"] for row in rows if row["completed_at"] is None}
     rows = [row for row in rows if row["completed_at"] is None or row["task_id"] not in begun]
     rows = [row for row in rows if _is_wanted(row, wanted)]
-    rows = rows[wanted.page.offset : wanted.page.offset + wanted.page.limit]
-    await _add_names(conductor, rows)
+    rows = rows[wanted.page.offset : wanted.page.end + 1]
+    await _add_names(lookout, rows)
     return rows
 
 
@@ -148,13 +163,17 @@ def _is_wanted(row: dict[str, Any], wanted: Wanted) -> bool:
     return (
         (wanted.status is None or row["status"] == wanted.status.value)
         and (wanted.agent is None or wanted.agent in (row["agent_id"], row["queue"].rpartition(".")[2]))
-        and (wanted.workflow is None or row["workflow_id"] == wanted.workflow)
+        and (wanted.workflow is None or _is_id(row["workflow_id"], wanted.workflow))
     )
 
 
-async def _add_names(conductor: Conductor, rows: list[dict[str, Any]]) -> None:
+def _is_id(some_id: str, given: str) -> bool:
+    return some_id == given or (len(given) >= SHORT_ID and some_id.startswith(given))
+
+
+async def _add_names(lookout: Lookout, rows: list[dict[str, Any]]) -> None:
     nameless = [row for row in rows if not row["name"]]
-    records = await task_records(link_of(conductor), [row["task_id"] for row in nameless])
+    records = await task_records(lookout.state.link, [row["task_id"] for row in nameless])
     for row, record in zip(nameless, records, strict=True):
         if record is not None:
             row["name"], row["queue"] = record.name, record.queue
@@ -194,13 +213,6 @@ def _of_result(result: TaskResult) -> dict[str, Any]:
     }
 
 
-def link_of(conductor: Conductor) -> Link:
-    """Give the connection to the Redis of state and results."""
-    state = conductor.state
-    assert isinstance(state, RedisStateManager)
-    return state.link
-
-
 def workflow_data(state: WorkflowState) -> dict[str, Any]:
     """Give what programs read of a workflow in a list."""
     return {
@@ -221,6 +233,10 @@ def workflow_data(state: WorkflowState) -> dict[str, Any]:
 def name_of(state: WorkflowState) -> str:
     definition = state.metadata.get("definition")
     return str(definition.get("name", "")) if isinstance(definition, dict) else ""
+
+
+def _queue(name: str, *, narrow: bool) -> str:
+    return name.removeprefix("conductor.") if narrow else name
 
 
 def _status(status: TaskStatus) -> Text:

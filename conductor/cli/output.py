@@ -104,5 +104,11 @@ class _OneLine(logging.Formatter):
         return f"{record.levelname.lower()}: {scrub(record.getMessage())}"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave to `execute` what rich would end with code 1, as if something had failed."""
+        raise  # noqa: PLE0704 - rich calls it where it caught the error
+
+
 def _console(file: IO[str], width: int | None = None) -> Console:
-    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
+    return _Console(file=file, width=width, markup=False, emoji=False, highlight=False)

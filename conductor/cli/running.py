@@ -13,7 +13,7 @@ from conductor.cli.fleet import Fleet
 from conductor.cli.node_process import NodeProcess
 from conductor.cli.output import Output
 from conductor.cli.progress import Listener
-from conductor.cli.servers import names, refuse_a_runs_server, servers_for_a_run, servers_of_a_run
+from conductor.cli.servers import Lookout, names, refuse_a_runs_server, servers_for_a_run, servers_of_a_run
 from conductor.cli.workflow_file import Workflow
 from conductor.client import Conductor
 from conductor.core.channels import workflow_channel
@@ -193,7 +193,7 @@ async def cancel(config: ConductorConfig, output: Output, workflow_id: str) -> i
     return 0 if cancelled else FAILED
 
 
-async def find_run(conductor: Conductor, workflow_id: str) -> WorkflowState:
+async def find_run(conductor: Conductor | Lookout, workflow_id: str) -> WorkflowState:
     """Find a run by its id, or by a beginning of at least SHORT_ID characters that no other has."""
     state = await conductor.state.get_workflow_state(workflow_id)
     if state is not None:

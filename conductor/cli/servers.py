@@ -6,14 +6,17 @@ import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from conductor.broker.addresses import find_addresses
+from conductor.broker.addresses import Addresses, find_addresses
+from conductor.broker.dead_letter_queue import DeadLetterQueue
 from conductor.client import Conductor
 from conductor.core.config import ConductorConfig
 from conductor.core.exceptions import ConductorError, ConfigurationError
 from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
+from conductor.store.redis_state import RedisStateManager
 
 RUN_MARKER = "run.pid"
 LOOKS_WITHOUT_SERVER = 3
@@ -105,6 +108,28 @@ def _names_a_process(marker: Path) -> bool:
     except (OSError, ValueError):
         return False
     return pid != os.getpid()
+
+
+@dataclass(frozen=True)
+class Lookout:
+    """What is needed to look: no connection to the broker, which may be away just then."""
+
+    config: ConductorConfig
+    addresses: Addresses
+    state: RedisStateManager
+    dead_letters: DeadLetterQueue
+
+
+@contextlib.asynccontextmanager
+async def looking(config: ConductorConfig) -> AsyncIterator[Lookout]:
+    """Connect to the state store; ConfigurationError, code NO_BROKER or NO_REDIS, where there is none."""
+    addresses = await asyncio.to_thread(find_addresses, config)
+    letters = DeadLetterQueue(config, addresses.broker_url, addresses.redis_url)
+    try:
+        async with RedisStateManager(addresses.redis_url, config.redis.key_prefix) as state:
+            yield Lookout(config, addresses, state, letters)
+    finally:
+        await letters.close()
 
 
 @contextlib.asynccontextmanager

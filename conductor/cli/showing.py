@@ -10,12 +10,11 @@ from conductor.broker.dead_letter_queue import SHORT_ID
 from conductor.broker.liveness import heartbeat_limit, lives
 from conductor.broker.task_list import TaskRecord, find_ids, task_records
 from conductor.cli.letter_view import describe
-from conductor.cli.listing import ago, link_of, name_of
+from conductor.cli.listing import ago, name_of
 from conductor.cli.output import Output
-from conductor.cli.servers import servers_of_a_run
+from conductor.cli.servers import Lookout, looking, servers_of_a_run
 from conductor.cli.status import agent_data
 from conductor.cli.views import View, present
-from conductor.client import Conductor
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.exceptions import ConductorError, MessageBusError
@@ -25,17 +24,23 @@ from conductor.core.state import AgentState, WorkflowState
 
 async def show(config: ConductorConfig, output: Output, some_id: str, every: float | None) -> int:
     """Show what has this id, or the only thing whose id begins so."""
-    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
-        return await present(output, lambda: _look(conductor, some_id), every)
+    async with servers_of_a_run(config) as config, looking(config) as lookout:
+        return await present(output, lambda: _look(lookout, some_id), every)
 
 
-async def _look(conductor: Conductor, some_id: str) -> View:
-    view = await _view(conductor, some_id)
+async def _look(lookout: Lookout, some_id: str) -> View:
+    view, trouble = None, None
+    try:
+        view = await _view(lookout, some_id)
+    except MessageBusError as error:
+        trouble = error
     if view is None and len(some_id) >= SHORT_ID:
-        ids = await find_ids(link_of(conductor), conductor.config.redis.key_prefix, some_id)
+        ids = await find_ids(lookout.state.link, lookout.config.redis.key_prefix, some_id)
         if len(ids) > 1:
             raise ConductorError(f"several ids begin with {some_id!r}: {', '.join(ids)}", "ID_AMBIGUOUS")
-        view = await _view(conductor, ids[0]) if ids else None
+        view = await _view(lookout, ids[0]) if ids else None
+    if view is None and trouble is not None:
+        raise trouble  # It may be a dead letter.
     if view is None:
         raise ConductorError(
             f"there is no agent, workflow, task or dead letter {some_id!r}: see 'conductor agents', "
@@ -45,18 +50,18 @@ async def _look(conductor: Conductor, some_id: str) -> View:
     return view
 
 
-async def _view(conductor: Conductor, some_id: str) -> View | None:
-    agent = await conductor.state.get_agent_state(some_id)
+async def _view(lookout: Lookout, some_id: str) -> View | None:
+    agent = await lookout.state.get_agent_state(some_id)
     if agent is not None:
-        return _agent(agent, conductor.config)
-    workflow = await conductor.state.get_workflow_state(some_id)
+        return _agent(agent, lookout.config)
+    workflow = await lookout.state.get_workflow_state(some_id)
     if workflow is not None:
         return _workflow(workflow)
-    result = await conductor.state.get_task_result(some_id)
-    [record] = await task_records(link_of(conductor), [some_id])
+    result = await lookout.state.get_task_result(some_id)
+    [record] = await task_records(lookout.state.link, [some_id])
     letter, trouble = None, ""
     try:
-        letter = await conductor.dead_letters.get(some_id)
+        letter = await lookout.dead_letters.get(some_id)
     except MessageBusError as error:
         if result is None and record is None:
             raise

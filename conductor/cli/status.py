@@ -11,7 +11,7 @@ from conductor.broker.overview import Overview, Server, look_around
 from conductor.cli.execution import FAILED
 from conductor.cli.output import Output
 from conductor.cli.servers import NOTHING_THERE
-from conductor.cli.views import View, present, table_of
+from conductor.cli.views import View, brief, present, table_of
 from conductor.core.config import ConductorConfig
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.state import AgentState
@@ -29,7 +29,8 @@ async def show_status(config: ConductorConfig, output: Output, every: float | No
             if error.error_code not in NOTHING_THERE:
                 raise
             return _nothing(error.message)
-        return _view(config, addresses, await look_around(config, addresses))
+        overview = await look_around(config, addresses)
+        return _view(config, addresses, overview, narrow=output.is_narrow)
 
     return await present(output, look, every)
 
@@ -48,7 +49,7 @@ def _nothing(problem: str) -> View:
     return View(data, [_line("problem", problem, PROBLEM_STYLE)], FAILED)
 
 
-def _view(config: ConductorConfig, addresses: Addresses, overview: Overview) -> View:
+def _view(config: ConductorConfig, addresses: Addresses, overview: Overview, *, narrow: bool) -> View:
     problems, warnings = overview.problems(), overview.warnings()
     store = _server_data(overview.store)
     data = {
@@ -68,7 +69,7 @@ def _view(config: ConductorConfig, addresses: Addresses, overview: Overview) -> 
     }
     parts: list[Table | Text] = [_servers(overview, embedded=uses_embedded(config))]
     if overview.agents:
-        parts += [Text(), agents_table([(agent, overview.lives(agent)) for agent in overview.agents])]
+        parts += [Text(), _agents(overview, narrow=narrow)]
     if overview.queues:
         parts += [Text(), _queues(overview)]
     parts += [
@@ -120,8 +121,8 @@ def agent_data(agent: AgentState, alive: bool) -> dict[str, Any]:
     }
 
 
-def agents_table(agents: list[tuple[AgentState, bool]]) -> Table:
-    """Make the table of agents, each with whether it lives."""
+def agents_table(agents: list[tuple[AgentState, bool]], *, narrow: bool) -> Table:
+    """Make the table of agents, each with whether it lives; a narrow one has only the beginnings of ids."""
     table = table_of(
         "agent", "type", "status", "heartbeat", "task", "done", "failed", right=("done", "failed")
     )
@@ -133,11 +134,15 @@ def agents_table(agents: list[tuple[AgentState, bool]]) -> Table:
             agent.agent_type.value,
             Text(agent.status.value, FINE_STYLE if alive else WARNING_STYLE),
             Text(beat, "" if alive else WARNING_STYLE),
-            agent.current_task_id or "-",
+            brief(agent.current_task_id or "-", narrow=narrow),
             str(len(agent.completed_tasks)),
             str(len(agent.failed_tasks)),
         )
     return table
+
+
+def _agents(overview: Overview, *, narrow: bool) -> Table:
+    return agents_table([(agent, overview.lives(agent)) for agent in overview.agents], narrow=narrow)
 
 
 def _queues(overview: Overview) -> Table:

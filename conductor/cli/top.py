@@ -42,7 +42,7 @@ async def show_top(config: ConductorConfig, output: Output, interval: float, *, 
         if once or output.as_json or not output.is_narrow:
             while True:
                 await asyncio.sleep(interval)
-                view = await _look(config, addresses, events)
+                view = await _look(config, addresses, events, narrow=output.is_narrow)
                 write(output, view)
                 if once:
                     return view.code
@@ -57,7 +57,7 @@ async def _screen(
 ) -> None:
     with _keys() as pressed, Live(console=output.human, screen=True, auto_refresh=False) as live:
         while not pressed.is_set():
-            view = await _look(config, addresses, events)
+            view = await _look(config, addresses, events, narrow=True)
             hint = Text(f"\nevery {interval:g} s; q ends it", "dim")
             live.update(Group(*view.parts, hint), refresh=True)
             with contextlib.suppress(TimeoutError):
@@ -88,7 +88,7 @@ def _keys() -> Iterator[asyncio.Event]:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
-async def _look(config: ConductorConfig, addresses: Addresses, events: TaskEvents) -> View:
+async def _look(config: ConductorConfig, addresses: Addresses, events: TaskEvents, *, narrow: bool) -> View:
     overview = await look_around(config, addresses)
     figures, problems = events.figures(), overview.problems()
     if events.error is not None and overview.broker.error is None:
@@ -105,10 +105,10 @@ async def _look(config: ConductorConfig, addresses: Addresses, events: TaskEvent
         "breakers": {kind.value: state.value for kind, state in overview.breakers.items()},
         "problems": problems,
     }
-    return View(data, _parts(overview, figures, problems), int(bool(problems)))
+    return View(data, _parts(overview, figures, problems, narrow=narrow), int(bool(problems)))
 
 
-def _parts(overview: Overview, figures: Figures, problems: list[str]) -> list[Table | Text]:
+def _parts(overview: Overview, figures: Figures, problems: list[str], *, narrow: bool) -> list[Table | Text]:
     parts: list[Table | Text] = [Text(text, PROBLEM_STYLE) for text in problems]
     parts += [_figures_table(figures), Text()]
     if overview.queues:
@@ -117,7 +117,8 @@ def _parts(overview: Overview, figures: Figures, problems: list[str]) -> list[Ta
             queues.add_row(queue.name, str(queue.ready))
         parts += [queues, Text()]
     if overview.agents:
-        parts += [agents_table([(agent, overview.lives(agent)) for agent in overview.agents]), Text()]
+        agents = [(agent, overview.lives(agent)) for agent in overview.agents]
+        parts += [agents_table(agents, narrow=narrow), Text()]
     parts += [Text(f"breaker of {kind.value}: {state.value}") for kind, state in overview.breakers.items()]
     return parts
 

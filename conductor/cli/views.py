@@ -1,18 +1,22 @@
 """What a command shows once, or again and again."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from conductor.broker.dead_letter_queue import SHORT_ID
 from conductor.cli.execution import FAILED
 from conductor.cli.output import ERROR_STYLE, Output
 from conductor.core.exceptions import ConductorError
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass
@@ -73,9 +77,21 @@ def _whole(view: View, every: float) -> RenderableType:
     return Group(*view.parts, Text(f"\nevery {every:g} s; Ctrl-C ends it", "dim"))
 
 
-def table_of(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Make an empty table like all others."""
+def table_of(*columns: str, right: tuple[str, ...] = (), cut: tuple[str, ...] = ()) -> Table:
+    """Make an empty table like all others; where there are columns to `cut`, only they become narrower."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        header = cut_text(name) if name in cut else name
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=bool(cut) and name not in cut)
     return table
+
+
+def cut_text(text: str) -> Text:
+    """One line, cut where it has to be: rich makes columns narrower only if they may wrap."""
+    return Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
+
+
+def brief(some_id: str, *, narrow: bool) -> str:
+    """The beginning of an id, by which commands find it, where the whole is long and says nothing."""
+    return some_id[:SHORT_ID] if narrow and _UUID.fullmatch(some_id) else some_id

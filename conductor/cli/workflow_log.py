@@ -10,8 +10,7 @@ from rich.text import Text
 from conductor.cli.board import STYLES
 from conductor.cli.output import Output
 from conductor.cli.running import find_run
-from conductor.cli.servers import servers_of_a_run
-from conductor.client import Conductor
+from conductor.cli.servers import Lookout, looking, servers_of_a_run
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import StateError
@@ -26,9 +25,9 @@ AT_ONCE = 500
 
 async def show_log(config: ConductorConfig, output: Output, workflow_id: str, *, follow: bool) -> int:
     """Show the events of a run, with `follow` until it ends."""
-    async with servers_of_a_run(config) as config, Conductor(config) as conductor:
-        workflow_id = (await find_run(conductor, workflow_id)).workflow_id
-        async for event in _events(conductor, workflow_id, output, follow=follow):
+    async with servers_of_a_run(config) as config, looking(config) as lookout:
+        workflow_id = (await find_run(lookout, workflow_id)).workflow_id
+        async for event in _events(lookout, workflow_id, output, follow=follow):
             output.emit(event)
             if not output.as_json:
                 output.say(_line(event))
@@ -36,7 +35,7 @@ async def show_log(config: ConductorConfig, output: Output, workflow_id: str, *,
 
 
 async def _events(
-    conductor: Conductor, workflow_id: str, output: Output, *, follow: bool
+    lookout: Lookout, workflow_id: str, output: Output, *, follow: bool
 ) -> AsyncIterator[dict[str, Any]]:
     """Give each event once: an engine that takes over repeats what the dead one may not have come to.
 
@@ -46,8 +45,8 @@ async def _events(
     while True:
         try:
             # Asked before the events, so that none comes between.
-            state = await conductor.state.get_workflow_state(workflow_id)
-            found = await conductor.state.workflow_events(workflow_id, position, AT_ONCE)
+            state = await lookout.state.get_workflow_state(workflow_id)
+            found = await lookout.state.workflow_events(workflow_id, position, AT_ONCE)
         except StateError as error:
             if not follow or error.error_code != "STATE_UNAVAILABLE":
                 raise

@@ -1,5 +1,6 @@
 """`conductor status`, `agents`, `workflows`, `tasks` and `show`, on each kind of broker, with real nodes."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from conductor.core.enums import AgentType, TaskStatus
+from conductor.core.fields import new_id
+from conductor.core.models import TaskResult
+from conductor.core.state import AgentState, WorkflowState
+from conductor.store.redis_state import RedisStateManager
 from tests.support.cli import COMMAND, background, conductor, environment
 from tests.support.places import AGENTS, Place, place_on
 from tests.support.projects import write_files
@@ -205,6 +211,34 @@ def test_half_of_the_servers_is_shown_while_the_other_is_away(
     )
     assert "sesame" not in done.stdout + done.stderr
     assert (status["dead_letters"] is None) == (away == "broker")
+
+
+def test_what_is_known_is_shown_while_the_broker_is_away(tmp_path: Path, valkey_url: str) -> None:
+    url, ids = f"{valkey_url.rpartition('/')[0]}/12", [new_id() for _ in range(3)]
+
+    async def fill() -> None:
+        async with RedisStateManager(url) as state:
+            await state.save_agent_state(AgentState(agent_id=ids[0], agent_type=AgentType.CODING))
+            await state.save_workflow_state(WorkflowState(workflow_id=ids[1]))
+            await state.save_task_result(
+                TaskResult(task_id=ids[2], agent_id=ids[0], status=TaskStatus.COMPLETED)
+            )
+
+    asyncio.run(fill())
+    settings = f"broker_url: redis://127.0.0.1:1/0\nredis: {{url: {url}}}\nbus: {{connect_timeout: 1}}\n"
+    write_files(tmp_path, {"conductor.yaml": settings})
+    for command, some_id in (
+        *zip((["agents"], ["workflows"], ["tasks"]), ids, strict=True),
+        *((["show", some_id], some_id) for some_id in ids),
+        *((["show", some_id[:8]], some_id) for some_id in ids),
+    ):
+        done = conductor(tmp_path / "data", *command, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert some_id in done.stdout
+    assert conductor(tmp_path / "data", "logs", ids[1], cwd=tmp_path).returncode == 0
+    done = conductor(tmp_path / "data", "show", new_id(), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "The broker cannot be reached to look for a dead letter" in done.stderr
 
 
 def test_a_node_that_died_is_seen_by_its_heartbeat(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """The real `conductor` command as a process, and all processes that belong to one data directory."""
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +44,38 @@ def conductor(
         timeout=LIMIT,
         check=False,
     )
+
+
+def on_terminal(data_dir: Path, *arguments: str, cwd: Path, keys: bytes = b"") -> tuple[int, str]:
+    """Run the command on a terminal of 80 columns; the exit code, and what was on it without colours.
+
+    The keys are pressed once it has written something.
+    """
+    keyboard, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    env = environment(data_dir) | {"TERM": "xterm"}
+    del env["COLUMNS"]
+    shown = bytearray()
+    with subprocess.Popen(
+        [COMMAND, *arguments],
+        env=env,
+        cwd=cwd,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # at its end
+            while part := os.read(keyboard, 65536):
+                shown += part
+                if keys:
+                    os.write(keyboard, keys)
+                    keys = b""
+        code = process.wait(LIMIT)
+    os.close(keyboard)
+    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r\n", "\n")
 
 
 def processes_of(data_dir: Path) -> list[str]:
