@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conductor.broker.kombu_bus import configured_bus
 from conductor.client import Conductor
-from conductor.core.channels import agent_channel, task_channel
+from conductor.core.channels import DLQ, agent_channel, task_channel
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import ConductorError
 from conductor.core.messages import AgentMessage
@@ -51,6 +51,7 @@ async def work_of_client(place: Place, nodes: Nodes) -> Left:
         dead = await _dead(conductor, log)
         await _progress(conductor, nodes.measuring)
         await _messages(conductor, nodes.obedient)
+        await _refused(conductor, place, nodes.obedient)
         await _cancelled(conductor, nodes.obedient, log)
         await _taken_over(conductor, place, nodes)
         workflow = await _workflow(conductor)
@@ -123,6 +124,28 @@ async def _messages(conductor: Conductor, node: AgentNode) -> None:
         answered = AgentMessage(message_type=MessageType.FEEDBACK, sender_id="me", payload={})
         await conductor.bus.request("conductor:phase:x", answered, LIMIT)
         await other.unsubscribe("conductor:phase:*")
+
+
+async def _refused(conductor: Conductor, place: Place, node: AgentNode) -> None:
+    """Have what is not signed refused, by a node and here."""
+    heard: list[object] = []
+
+    async def hear(message: AgentMessage) -> None:
+        heard.append(message.metadata["dead_letter"]["channel"])
+
+    async def never(message: AgentMessage) -> None:
+        raise AssertionError(message)
+
+    await conductor.bus.subscribe(DLQ, hear)
+    await conductor.bus.subscribe("news", never)
+    async with configured_bus(place.config(CLIENT), conductor.addresses) as stranger:
+        for channel in ("news", agent_channel(node.agent_id)):
+            await stranger.publish(
+                channel, AgentMessage(message_type=MessageType.FEEDBACK, sender_id="stranger")
+            )
+            await wait_until(lambda channel=channel: channel in heard, timeout=LIMIT)
+    await conductor.bus.unsubscribe(DLQ)
+    await conductor.bus.unsubscribe("news")
 
 
 async def _cancelled(conductor: Conductor, node: AgentNode, log: Path) -> None:

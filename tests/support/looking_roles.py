@@ -95,7 +95,9 @@ def work_of_operator(place: Place, left: Left) -> None:
     one, two = left.dead[-1], left.dead[0]
     assert one in place.run(OPERATOR, "dlq", "show", one)
     [of_group] = [
-        one["letter_id"] for one in listed["letters"] if one["queue"].startswith("conductor.group.")
+        each["letter_id"]
+        for each in listed["letters"]
+        if (each["queue"] or "").startswith("conductor.group.")
     ]
     for letter in (one, left.dead[1], of_group):
         place.run(OPERATOR, "dlq", "replay", letter)
