@@ -64,6 +64,8 @@ class Delivery:
     message: AgentMessage | None = None
     nonce: str | None = None
     """That of its signature, once that was checked."""
+    claim: str = ""
+    """What its nonce is noted with while it is handled."""
 
     def __post_init__(self) -> None:
         channel = self.headers.get(CHANNEL_HEADER)
@@ -71,10 +73,10 @@ class Delivery:
             self.channel = channel
         self.trial = _trial_of(self.headers.get(TRIAL_HEADER))
 
-    def signed(self) -> Signed:
-        """Give what its signature is about."""
+    def signed(self, *, replayed: bool) -> Signed:
+        """Give what its signature is about, of what was published or of what was replayed."""
         return Signed(
-            event_place(self.channel or ""),
+            self.member.queue if replayed else event_place(self.channel or ""),
             self.body,
             self.headers,
             reply_to=str(self.properties.get("reply_to") or ""),

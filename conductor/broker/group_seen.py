@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 import redis
@@ -47,13 +48,19 @@ class SeenMessages:
             self._client.delete(_key(delivery))
 
     def take_nonce(self, delivery: Delivery, seconds: int) -> bool:
-        """Note that the work on a signed message begins; False if it was done, or another is the same."""
-        key, identity = _nonce_key(delivery), _identity(delivery)
-        while not self._client.set(key, identity, nx=True, ex=seconds):
+        """Note that the work on a signed message begins; False if it was done, or is being done elsewhere."""
+        key, delivery.claim = _nonce_key(delivery), delivery.claim or uuid.uuid4().hex
+        while not self._client.set(key, delivery.claim, nx=True, ex=seconds):
             known = self._client.get(key)
             if known is not None:
-                return bool(known == identity)
+                # Only the broker can say that whoever had it is lost.
+                return known != _DONE and (delivery.lost or known == delivery.claim.encode())
         return True
+
+    def release_nonce(self, delivery: Delivery) -> None:
+        """Note that the work on a signed message ended without an end of it: it will come again."""
+        if self._client.get(_nonce_key(delivery)) != _DONE:
+            self._client.delete(_nonce_key(delivery))
 
     def settle_nonce(self, delivery: Delivery, seconds: int) -> None:
         """Note that the work on a signed message is done: nobody may send it again."""

@@ -204,6 +204,7 @@ class GroupThread(LinkThread[GroupLink]):
             _forget(link, delivery)
             self._drop(link, delivery)
         elif member.left:
+            self._release_nonce(link, delivery)
             link.give_back(delivery, delivery.trial)
             self._held.remove(delivery)
         elif self._survived.get(delivery.identity) or (link.seen and link.seen.is_repetition(delivery)):
@@ -216,15 +217,18 @@ class GroupThread(LinkThread[GroupLink]):
 
         SignatureError for what is refused.
         """
-        delivery.nonce = signer.verify(delivery.signed())
-        if (
-            delivery.nonce is None
-            or link.seen is None
-            or link.seen.take_nonce(delivery, signer.nonce_seconds)
-        ):
+        try:
+            delivery.nonce = signer.verify(delivery.signed(replayed=False))
+        except SignatureError as error:
+            if error.error_code != "MESSAGE_ALTERED":
+                raise
+            delivery.nonce = signer.verify(delivery.signed(replayed=True))
+        if self._take_nonce(link, delivery):
             return True
         if delivery.lost:
             return False
+        # That of another message, which may not have ended.
+        delivery.nonce = None
         raise SignatureError("The message was sent once more after it was handled.", "MESSAGE_REPLAYED")
 
     def _outlives_loss(self, link: GroupLink, delivery: Delivery) -> bool:
@@ -236,7 +240,9 @@ class GroupThread(LinkThread[GroupLink]):
         if trial.losses >= self._max_losses:
             self._bury(link, delivery, _error_of_losses(delivery, trial), DeadLetterReason.WORKER_LOST, trial)
             return False
+        self._release_nonce(link, delivery)
         if link.note(delivery, trial):
+            self._take_nonce(link, delivery)
             delivery.trial = trial
             return True
         self._held.remove(delivery)
@@ -252,6 +258,7 @@ class GroupThread(LinkThread[GroupLink]):
         trial = delivery.trial.failed()
         reason = verdict(error, trial, self._policy)
         if reason is None:
+            self._release_nonce(link, delivery)
             link.later(delivery, trial, self._policy.calculate_delay(trial.failures - 1))
             return
         self._file(link, delivery, dead_letter(error, reason, trial, delivery.message, **_facts(delivery)))
@@ -275,6 +282,16 @@ class GroupThread(LinkThread[GroupLink]):
         )
         self._post(self._office.buried, letter)
 
+    def _take_nonce(self, link: GroupLink, delivery: Delivery) -> bool:
+        if self._signer is None or delivery.nonce is None or link.seen is None:
+            return True
+        return link.seen.take_nonce(delivery, self._signer.nonce_seconds)
+
+    def _release_nonce(self, link: GroupLink, delivery: Delivery) -> None:
+        """Before a message goes back: who takes it next has the same one, and nobody has died."""
+        if delivery.nonce is not None and link.seen is not None:
+            link.seen.release_nonce(delivery)
+
     def _settle_nonce(self, link: GroupLink, delivery: Delivery) -> None:
         if self._signer is not None and delivery.nonce is not None and link.seen is not None:
             link.seen.settle_nonce(delivery, self._signer.nonce_seconds)
@@ -292,6 +309,7 @@ class GroupThread(LinkThread[GroupLink]):
         self._held += link.receive()
         while self._held:
             delivery = self._held[0]
+            self._release_nonce(link, delivery)
             link.give_back(delivery, delivery.trial.given_back())
             self._held.pop(0)
 

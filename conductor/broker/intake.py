@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ class LoopIntake:
         self._origins = origins
         self._limit = limit
         self._max_message_bytes = max_message_bytes
-        self._waiting: deque[tuple[Raw, Receiver]] = deque()
+        self._waiting: deque[tuple[Raw, Receiver, float]] = deque()
         self._scheduled = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -78,7 +79,9 @@ class LoopIntake:
         if len(chunk) > room:
             self._overflow.add(len(chunk) - max(room, 0))
             chunk = chunk[: max(room, 0)]
-        self._waiting.extend([(raw, receiver) for raw in chunk])
+        # How long a message was under way must not depend on how busy the loop is.
+        now = 0.0 if self._guard is None else time.time()
+        self._waiting.extend([(raw, receiver, now) for raw in chunk])
         if self._scheduled:
             return False
         self._scheduled = True
@@ -93,10 +96,10 @@ class LoopIntake:
                 if not waiting:  # else the thread put something in between and counts on us
                     return
                 self._scheduled = True
-            raw, receiver = waiting.popleft()
+            raw, receiver, received_at = waiting.popleft()
             route = self._routes.of(raw[0])
             if route is not None:
-                self._handle(route, raw, receiver)
+                self._handle(route, raw, receiver, received_at)
             if self._turn.is_over():
                 self._loop.call_soon(self.work)
                 return
@@ -117,7 +120,7 @@ class LoopIntake:
         self._closed = True
         self._waiting.clear()
 
-    def _handle(self, route: Route, raw: Raw, receiver: Receiver) -> None:
+    def _handle(self, route: Route, raw: Raw, receiver: Receiver, received_at: float) -> None:
         try:
             self._check_whole(receiver.size(raw))
             incoming = receiver.decode(raw)
@@ -125,7 +128,7 @@ class LoopIntake:
                 return
             self._check_body(incoming.body)
             if self._guard is not None:
-                self._guard.check(route.address, incoming)
+                self._guard.check(route.address, incoming, received_at)
             message = AgentMessage.model_validate_json(incoming.body)
         except MessageBusError as error:
             self._tally.refused += 1

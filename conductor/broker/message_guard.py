@@ -37,10 +37,14 @@ class MessageGuard:
         self._had: dict[tuple[str, str, str], _Stream] = {}
         self._tidy_at = 0.0
 
-    def check(self, address: Address, incoming: Incoming) -> None:
-        """Return for what is genuine and came by `address` for the first time; else SignatureError."""
+    def check(self, address: Address, incoming: Incoming, received_at: float | None = None) -> None:
+        """Return for what is genuine and came by `address` for the first time; else SignatureError.
+
+        `received_at`: when it came, in seconds since the epoch; now, unless it had to wait here.
+        """
         try:
-            nonce = self._signer.verify(signed_in(address, incoming), self._signer.window_seconds)
+            limit = self._signer.window_seconds
+            nonce = self._signer.verify(signed_in(address, incoming), limit, received_at)
             if nonce is not None and not self._is_new(address, nonce):
                 text = "The message was sent once more after it was delivered."
                 raise SignatureError(text, "MESSAGE_REPLAYED")
@@ -51,6 +55,8 @@ class MessageGuard:
 
     def _is_new(self, address: Address, nonce: str) -> bool:
         name, _, number = nonce.rpartition(".")
+        if not number.isdecimal():
+            raise SignatureError("The message was signed for another purpose.", "MESSAGE_ALTERED")
         now = time.monotonic()
         if now >= self._tidy_at:
             self._tidy(now)

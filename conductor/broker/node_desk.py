@@ -13,7 +13,7 @@ from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.message_guard import MessageGuard
 from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.records import Run, TaskRecords
-from conductor.broker.refused_messages import RefusedMessages
+from conductor.broker.refused_messages import RefusalDesk, RefusedMessages
 from conductor.broker.results import (
     UNKNOWN_AGENT,
     assigned_task_id,
@@ -101,10 +101,10 @@ class NodeDesk:
         self._letters = DeadLetterSender(
             addresses.broker_url, config.bus.connect_timeout, PATIENCE, metrics, signer
         )
-        self._refused = RefusedMessages(
+        refused = RefusedMessages(
             addresses.broker_url, addresses.redis_url, config.bus.connect_timeout, signer, metrics
         )
-        self.guard = None if signer is None else MessageGuard(signer, self._refused.keep)
+        self.guard = None if signer is None else MessageGuard(signer, RefusalDesk(refused).keep)
         """Of what is published to the agents of the node."""
         self._records = TaskRecords(self._state.link, config.redis.result_expires_seconds)
         self._errors = ErrorDesk(self._records, self._state, self._letters, config.errors, metrics=metrics)

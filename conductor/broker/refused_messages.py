@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from conductor.broker.dead_letter_sender import DeadLetterSender
 from conductor.broker.dead_letters import encode_body
 from conductor.broker.task_letters import as_json
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
-from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.metrics import NO_METRICS, Metrics
 
@@ -97,12 +97,9 @@ class RefusedMessages:
         self._redis = None if url is None else redis.Redis.from_url(url, **_LIMITS)
 
     def keep(self, refused: Refused, error: SignatureError) -> None:
-        """Make the letter; that it cannot be kept is logged."""
-        try:
-            if self._is_first(refused, error):
-                self._letters.send(refused.letter(error))
-        except MessageBusError:
-            logger.exception("The dead letter of what %s refused could not be kept", refused.channel)
+        """Make the letter; MessageBusError, code BROKER_UNAVAILABLE."""
+        if self._is_first(refused, error):
+            self._letters.send(refused.letter(error))
 
     def close(self) -> None:
         """Close the connections."""
@@ -122,35 +119,34 @@ class RefusedMessages:
 
 
 class RefusalDesk:
-    """Has letters made in a thread of its own; belongs to the event loop."""
+    """Has letters made in a thread of its own."""
 
     def __init__(self, messages: RefusedMessages) -> None:
         self._messages = messages
         self._thread = ThreadPoolExecutor(1, "conductor refused messages")
-        self._waiting = 0
-        self._loop = asyncio.get_running_loop()
+        self._room = threading.BoundedSemaphore(MOST_WAITING)
 
     def keep(self, refused: Refused, error: SignatureError) -> None:
         """Have a letter made; where too many wait there is none."""
-        if self._waiting >= MOST_WAITING:
-            return
-        self._waiting += 1
-        future = self._loop.run_in_executor(self._thread, self._messages.keep, refused, error)
-        future.add_done_callback(self._done)
+        if self._room.acquire(blocking=False):
+            self._thread.submit(self._keep, refused, error)
 
-    def _done(self, future: asyncio.Future[None]) -> None:
-        self._waiting -= 1
-        if not future.cancelled() and (error := future.exception()) is not None:
-            logger.error("The dead letter of a refused message could not be kept", exc_info=error)
+    def _keep(self, refused: Refused, error: SignatureError) -> None:
+        try:
+            self._messages.keep(refused, error)
+        except Exception:
+            logger.exception("The dead letter of what %s refused could not be kept", refused.channel)
+        finally:
+            self._room.release()
 
     async def close(self) -> None:
         """Return when the last letter is sent, and the connections are closed."""
-        closing = self._loop.run_in_executor(self._thread, self._messages.close)
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._messages.close)
         self._thread.shutdown(wait=False)
         await asyncio.wait({closing}, timeout=_END_LIMIT)
 
     def abandon(self) -> None:
-        """The same without waiting, when the event loop is closed."""
+        """The same without waiting."""
         self._thread.submit(self._messages.close)
         self._thread.shutdown(wait=False)
 

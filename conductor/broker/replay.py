@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
 from conductor.broker.node_intake import HANDLE_MESSAGE
-from conductor.broker.signing import SIGNING_HEADERS, Signed, event_place
+from conductor.broker.signing import SIGNING_HEADERS, Signed
 from conductor.broker.task_message import SENT_AT
 from conductor.broker.tasks import EXECUTE_TASK
-from conductor.broker.topology import CHANNEL_HEADER, TRIAL_HEADER, work_queue
+from conductor.broker.topology import TRIAL_HEADER, work_queue
 
 if TYPE_CHECKING:
     from conductor.broker.signing import Signer
@@ -79,9 +79,9 @@ def signed(replay: Replay, signer: Signer) -> Replay:
 
 
 def _signed_event(replay: Replay, signer: Signer) -> Replay:
-    """Sign what goes back to a group as what was published is: for its channel."""
+    """Sign what goes back to a group, for its queue: nobody may publish a copy."""
     what = Signed(
-        event_place(str(replay.headers.get(CHANNEL_HEADER) or "")),
+        replay.queue,
         replay.body,
         replay.headers,
         reply_to=str(replay.properties.get("reply_to") or ""),

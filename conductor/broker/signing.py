@@ -102,15 +102,28 @@ class Signer:
         return self._config.window_seconds
 
     def sign(self, signed: Signed, nonce: str = "") -> dict[str, str]:
-        """Give the headers that make a message a signed one; each time with another nonce."""
+        """Give the headers that make a message a signed one; each time with another nonce.
+
+        MessageBusError, code INVALID_MESSAGE: a header is no JSON, which might arrive as something else.
+        """
+        try:
+            json.dumps(dict(signed.headers))
+        except (TypeError, ValueError) as error:
+            raise MessageBusError(
+                f"A message whose headers are no JSON cannot be signed ({error}): send text, numbers, lists "
+                "and dictionaries only.",
+                "INVALID_MESSAGE",
+            ) from error
         key = str(self._config.key_id)
         stamp = {KEY: key, TIME: repr(time.time()), NONCE: nonce or uuid.uuid4().hex}
         return stamp | {SIGNATURE: self._macs[key](stamp, signed)}
 
-    def verify(self, signed: Signed, longest_wait: float | None = None) -> str | None:
+    def verify(
+        self, signed: Signed, longest_wait: float | None = None, received_at: float | None = None
+    ) -> str | None:
         """Give the nonce of a message that is as it was signed, None for an unsigned one that is accepted.
 
-        `longest_wait` seconds are allowed instead of the signer's own.
+        `longest_wait` seconds are allowed instead of the signer's own, until `received_at` or else now.
         SignatureError: MESSAGE_UNSIGNED, MESSAGE_UNKNOWN_KEY, MESSAGE_ALTERED or MESSAGE_STALE.
         """
         if not SIGNING_HEADERS & signed.headers.keys():
@@ -127,7 +140,7 @@ class Signer:
             raise SignatureError(text, "MESSAGE_UNKNOWN_KEY")
         if not hmac.compare_digest(_bytes(mac(stamp, signed)), _bytes(stamp[SIGNATURE])):
             raise SignatureError("The message is not what was signed.", "MESSAGE_ALTERED")
-        age, most = time.time() - float(stamp[TIME]), longest_wait or self._longest_wait
+        age, most = (received_at or time.time()) - float(stamp[TIME]), longest_wait or self._longest_wait
         if not -self._config.window_seconds <= age <= most:
             text = f"The message was signed {age:.0f} s ago; {most:g} s are allowed."
             raise SignatureError(text, "MESSAGE_STALE")

@@ -43,7 +43,7 @@ from kombu.utils.json import dumps, loads
 from conductor.broker.amqp_transport import TRANSPORTS as AMQP_TRANSPORTS
 from conductor.broker.plain_message import PlainMessage
 from conductor.broker.results import script
-from conductor.broker.topology import EVENTS, REPLIES, WORK
+from conductor.broker.topology import EVENTS, REPLIES, WORK, work_queue
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConfigurationError
 from conductor.core.secrets import remember_secrets
@@ -187,6 +187,9 @@ class _ChannelMixin:
         try:
             message: dict[str, Any] = loads(text)
             self._check(message, tag)
+            if work_queue(queue) is not None:
+                # What it says itself may be forged, and a signature holds for one queue.
+                message["properties"]["delivery_info"]["routing_key"] = queue
         except Exception:  # What is in a list may be anything.
             logger.debug("what was taken from %s cannot be read", queue, exc_info=True)
         else:

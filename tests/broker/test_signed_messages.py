@@ -10,13 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 from prometheus_client import CollectorRegistry
 
 from conductor.broker import topology
 from conductor.broker.addresses import Addresses
 from conductor.broker.kombu_bus import KombuMessageBus, configured_bus
 from conductor.broker.message_guard import _OVERTAKEN, _Stream
-from conductor.broker.signing import Signed, configured_signer, event_place
+from conductor.broker.refused_messages import MOST_WAITING, RefusalDesk, Refused, RefusedMessages
+from conductor.broker.replay import replay_of, signed
+from conductor.broker.signing import SignatureError, Signed, configured_signer, event_place
 from conductor.client import Conductor
 from conductor.core.channels import DLQ
 from conductor.core.config import ConductorConfig
@@ -181,6 +184,49 @@ async def test_what_was_signed_long_ago_is_refused(ring: Ring, monkeypatch: pyte
     assert (ring.refused(), inbox.messages) == ({"stale": 2}, [])
 
 
+async def test_what_was_signed_for_another_purpose_is_refused(ring: Ring) -> None:
+    """As what is replayed into the queue of a group, or is a task."""
+    bus, conductor = await ring.bus(), await ring.conductor()
+    url, channel, inbox, body = (
+        ring.addresses.broker_url,
+        unique("x"),
+        Inbox(),
+        a_message(1).model_dump_json(),
+    )
+    await bus.subscribe(channel, inbox)
+    signer = configured_signer(conductor.config)
+    assert signer is not None
+    key = topology.event_routing_key(driver_of(url), channel)
+    letter = DeadLetter(reason="rejected", body=body, queue=topology.group_queue_name("shop", channel))
+    for headers in (
+        signer.sign(Signed(event_place(channel), body, {})),
+        signed(replay_of(letter, str(letter.queue)), signer).headers,
+    ):
+        await asyncio.to_thread(Wire(topology.EVENTS, key, body.encode(), headers).send, url)
+        found = await one_letter(conductor, channel, "MESSAGE_ALTERED")
+        await conductor.dead_letters.purge(found.letter_id)
+    await bus.publish(channel, a_message(2))
+    await inbox.has(2)
+
+
+async def test_a_busy_loop_does_not_make_messages_stale(ring: Ring) -> None:
+    bus, sender, channel, inbox = await ring.bus(window_seconds=0.5), await ring.bus(), unique("x"), Inbox()
+    begun = asyncio.Event()
+
+    async def blocks(message: AgentMessage) -> None:
+        if message.payload["number"] == 1:
+            await sender.publish(channel, a_message(2))
+            time.sleep(1)  # noqa: ASYNC251 - as an agent that does not await
+            begun.set()
+
+    await bus.subscribe(channel, blocks)
+    await bus.subscribe(channel, inbox)
+    await sender.publish(channel, a_message(1))
+    await begun.wait()
+    await inbox.has(1, 2)
+    assert bus.refused_count == 0
+
+
 async def test_many_who_refuse_a_message_make_one_letter_of_it(ring: Ring) -> None:
     buses, stranger, conductor = [await ring.bus() for _ in range(4)], await ring.stranger(), None
     channel, inbox = unique("orders"), Inbox()
@@ -296,6 +342,48 @@ def group(ring: Ring) -> Callable[[str], Any]:
         return replace(wire, exchange="", key=queue).under(**{topology.CHANNEL_HEADER: channel})
 
     return publish_and_copy
+
+
+async def test_a_copy_is_refused_while_the_original_is_worked_on_and_tried_again(
+    ring: Ring, group: Callable[[str], Any]
+) -> None:
+    bus, conductor, channel = await ring.bus(), await ring.conductor(), unique("orders")
+    seen: list[int] = []
+    busy, go = asyncio.Event(), asyncio.Event()
+
+    async def member(message: AgentMessage) -> None:
+        seen.append(message.metadata["attempt"])
+        busy.set()
+        await go.wait()
+        if len(seen) == 1:
+            raise ConductorError("not now", "TRANSIENT_ERROR")
+
+    async def other(message: AgentMessage) -> None:
+        await member(message)
+
+    await bus.subscribe(channel, member, group="shop")
+    await bus.subscribe(channel, other, group="shop")
+    copy = await group(channel)
+    await busy.wait()
+    await asyncio.to_thread(copy.send, ring.addresses.broker_url)
+    await one_letter(conductor, channel, "MESSAGE_REPLAYED")
+    go.set()
+    await wait_until(lambda: len(seen) == 2)
+    await bus.disconnect()
+    assert (seen, ring.refused()) == ([1, 2], {"replayed": 1})
+
+
+async def test_a_flood_of_refused_messages_does_not_wait_for_its_letters(valkey_url: str) -> None:
+    url = f"{valkey_url.rpartition('/')[0]}/15"
+    desk = RefusalDesk(RefusedMessages(url, url, 5, None))
+    error, channel = SignatureError("The message is not signed.", "MESSAGE_UNSIGNED"), unique("flood")
+    with redis.Redis.from_url(url) as client:
+        client.client_pause(500)  # all of them come before the first letter is there
+    for number in range(MOST_WAITING * 5):
+        desk.keep(Refused(channel, str(number), {}), error)
+    await desk.close()
+    async with Conductor(ConductorConfig(broker_url=url, redis={"url": url})) as conductor:
+        assert len(await letters_about(conductor, channel)) == MOST_WAITING
 
 
 async def test_a_group_on_rabbitmq_needs_a_redis_to_know_copies(rabbitmq_url: str) -> None:

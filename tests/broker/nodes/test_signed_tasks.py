@@ -5,19 +5,22 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from conductor.broker.addresses import Addresses
 from conductor.broker.app import create_app
-from conductor.broker.transport import kombu_connection
+from conductor.broker.transport import is_rabbitmq, kombu_connection
 from conductor.client import Conductor
 from conductor.core.channels import agent_channel
 from conductor.core.config import SigningConfig
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.enums import MessageType, TaskStatus
+from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
 from tests.broker.nodes.conftest import SETTINGS, task
@@ -162,6 +165,26 @@ async def test_a_signed_task_is_refused_in_another_queue(
     copy, order, _ = done
     await asyncio.to_thread(replace(copy, queue=agent.worker_queue).send, farm)
     await refused(conductor, order.task_id, "MESSAGE_ALTERED")
+
+
+async def test_a_signed_task_that_is_moved_to_another_queue_is_refused(
+    conductor: Conductor, agent: AgentNode, farm: Farm, tmp_path: Path
+) -> None:
+    if is_rabbitmq(farm.addresses.broker_url):
+        pytest.skip("on RabbitMQ the server says which queue a message is in")
+    order, nobody = task(log=tmp_path / "log"), f"nobody-{uuid.uuid4().hex[:8]}"
+    await conductor.dispatch(order, nobody)
+    with redis.Redis.from_url(farm.addresses.broker_url) as client:
+        assert client.rpoplpush(f"conductor.agent.{nobody}", agent.worker_queue)
+    await refused(conductor, order.task_id, "MESSAGE_ALTERED")
+    assert not (tmp_path / "log").exists()
+
+
+async def test_what_might_arrive_as_something_else_is_not_signed(conductor: Conductor) -> None:
+    app = create_app(conductor.config, addresses=conductor.addresses, set_as_current=False)
+    with pytest.raises(MessageBusError, match="datetime") as raised:
+        app.send_task("conductor.execute_task", headers={"since": datetime.now(UTC)})
+    assert raised.value.error_code == "INVALID_MESSAGE"
 
 
 async def test_a_forgery_does_not_fail_the_task_it_names(
