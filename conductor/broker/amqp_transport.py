@@ -6,6 +6,7 @@
 - A message may be worked on for longer than RabbitMQ's `consumer_timeout`, 30 minutes by default, after which
   RabbitMQ closes the channel and delivers it again. Only 3.12 and later allow a limit for each queue.
 - Where that timeout strikes nevertheless, the connection counts as lost: celery 5.7 would end its worker.
+- A queue that exists as another type is an error that says what to do.
 - amqps:// checks the certificate and the host name as `core.tls` reads it from the URL. py-amqp 5.4 checks no
   host name by default, and kombu 5.7 makes 127.0.0.1 of localhost before it could be checked.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import time
 from functools import partial
@@ -25,6 +27,7 @@ from kombu import Connection
 from kombu.transport import pyamqp
 
 from conductor.broker.plain_message import PlainMessage
+from conductor.broker.queue_types import CLASSIC, TASK_QUEUES
 from conductor.broker.topology import WORK, durable_queue
 from conductor.core.tls import make_context, read_tls
 
@@ -38,6 +41,18 @@ _MODULE = "conductor.broker.amqp_transport"
 TRANSPORTS = {"amqp": f"{_MODULE}:Transport", "amqps": f"{_MODULE}:TLSTransport"}
 
 Connection.resolve_aliases.update({name: scheme for scheme, name in TRANSPORTS.items()})
+
+
+#: What RabbitMQ says of a queue that exists as another type.
+_OTHER_TYPE = re.compile(
+    r"inequivalent arg 'x-queue-type' for queue '(.+)' in vhost '(.+)': "
+    r"received (?:none|.*?'(\w+)'.*?) but current is (?:none|.*?'(\w+)')",
+    re.DOTALL,
+)
+
+
+class WrongQueueTypeError(PreconditionFailed):  # type: ignore[misc]
+    """A queue is there, as another type than the broker's URL asks for."""
 
 
 class Message(pyamqp.Message, PlainMessage):  # type: ignore[misc]
@@ -83,6 +98,15 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         finally:
             self.events["basic_return"].discard(note)
         return returned[0] if returned else None
+
+    def queue_declare(self, *arguments: Any, **options: Any) -> Any:
+        """Declare a queue; WrongQueueTypeError where it is there as another type."""
+        try:
+            return super().queue_declare(*arguments, **options)
+        except PreconditionFailed as error:
+            if other := _OTHER_TYPE.search(error.reply_text or ""):
+                raise WrongQueueTypeError(_advice(*other.groups(CLASSIC))) from error
+            raise
 
     def basic_consume(
         self, queue: str = "", *arguments: Any, callback: Any = None, no_ack: bool = False, **options: Any
@@ -158,6 +182,14 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         self._kept: set[int] = set()
         """Those of it that are acknowledged in the transaction."""
         self._transacts = False
+
+
+def _advice(queue: str, vhost: str, wanted: str, current: str) -> str:
+    return (
+        f"The queue {queue} is of type {current}, and the broker's URL asks for {wanted} ({TASK_QUEUES}, "
+        f"{CLASSIC} where it is not given): let nodes with {TASK_QUEUES}={current} empty it, end them, "
+        f"then delete it with: rabbitmqctl delete_queue --vhost {vhost} {queue}"
+    )
 
 
 class AmqpConnection(pyamqp.Connection):  # type: ignore[misc]

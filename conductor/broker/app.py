@@ -128,6 +128,8 @@ def settings(config: ConductorConfig, addresses: Addresses) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_proc_alive_timeout": CHILD_START_LIMIT,
         "worker_enable_remote_control": True,
+        # Else Celery would send what is to wait by other routing keys, which are signed.
+        "worker_detect_quorum_queues": False,
         # A task whose broker connection is gone cannot be acknowledged and is delivered again: it must not
         # go on here while another node starts it.
         "worker_cancel_long_running_tasks_on_connection_loss": True,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import WorkerShutdown
 from celery.worker.consumer import Consumer
 
 from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
+from conductor.broker.amqp_transport import WrongQueueTypeError
 from conductor.broker.signing import SignatureError, Signed
 from conductor.broker.task_message import check_task_size
 from conductor.core.dead_letters import DeadLetterReason
@@ -30,6 +32,14 @@ _DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 
 class NodeConsumer(Consumer):  # type: ignore[misc]
     """Makes dead letters of what Celery would drop; in the parent process of a node."""
+
+    def start(self) -> None:
+        """End the node where its queues are there as another type: it could not consume them."""
+        try:
+            super().start()
+        except WrongQueueTypeError as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(1) from error
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Say the way out where the broker was an embedded server that does not come back."""

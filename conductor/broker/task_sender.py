@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from conductor.broker.amqp_transport import WrongQueueTypeError
 from conductor.broker.transport import connect, disconnect
 from conductor.broker.wire import missing_right
 from conductor.core.exceptions import MessageBusError
@@ -55,7 +56,8 @@ class TaskSender:
     async def send(self, name: str, message: Any, queue: Any) -> None:
         """Send the task `message` to `queue`; returns when the broker has it.
 
-        Raises MessageBusError, code BROKER_UNAVAILABLE, when the broker cannot be reached in time.
+        Raises MessageBusError, code BROKER_UNAVAILABLE, when the broker cannot be reached in time, and code
+        WRONG_QUEUE_TYPE when the queue is there as another type than the broker's URL asks for.
         """
         self._loop = asyncio.get_running_loop()
         if self._thread is None:
@@ -141,8 +143,13 @@ class TaskSender:
 
 
 def broker_unavailable(error: Exception, url: str, wish: str = "send a task") -> MessageBusError:
-    """Make the error of a broker that could not be reached, or refuses, to do what was wished."""
-    if missing := missing_right(error):
+    """Make the error of a broker that could not be reached, or refuses, to do what was wished.
+
+    Its code is BROKER_UNAVAILABLE, BROKER_FORBIDDEN, or WRONG_QUEUE_TYPE for a queue of another type.
+    """
+    if isinstance(error, WrongQueueTypeError):
+        sentence, code = str(error), "WRONG_QUEUE_TYPE"
+    elif missing := missing_right(error):
         sentence, code = f"The broker refuses to {wish}: {missing}", "BROKER_FORBIDDEN"
     else:
         reason = explain_tls(error, url) or error or type(error).__name__

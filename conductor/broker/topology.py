@@ -222,7 +222,7 @@ def _volatile_queue(name: str, exchange: Exchange, binding_key: str) -> Queue:
 
 def _work_queue(name: str) -> Queue:
     # Also where the virtual host's default is another type: a node's prefetch limit is one for all of its
-    # queues together, which RabbitMQ's quorum queues do not have (540, NOT_IMPLEMENTED).
+    # queues together, which RabbitMQ's quorum queues do not have. `quorum_transport` declares them as such.
     return Queue(
         name, work_exchange(), routing_key=name, durable=True, queue_arguments={"x-queue-type": "classic"}
     )

@@ -42,6 +42,8 @@ from kombu.utils.json import dumps, loads
 
 from conductor.broker.amqp_transport import TRANSPORTS as AMQP_TRANSPORTS
 from conductor.broker.plain_message import PlainMessage
+from conductor.broker.queue_types import has_quorum_queues, without_queue_type
+from conductor.broker.quorum_transport import TRANSPORTS as QUORUM_TRANSPORTS
 from conductor.broker.results import script
 from conductor.broker.topology import EVENTS, REPLIES, WORK, work_queue
 from conductor.core.config import mask_url
@@ -356,8 +358,9 @@ def is_rabbitmq(url: str) -> bool:
 
 
 def transport_name(url: str) -> str:
-    """What to give kombu as `transport`, and Celery as `broker_transport`, for this URL."""
-    return _TRANSPORTS[scheme_of(url)]
+    """What to give kombu as `transport`, and Celery as `broker_transport`; see `has_quorum_queues`."""
+    scheme = scheme_of(url)
+    return (QUORUM_TRANSPORTS if has_quorum_queues(url) else _TRANSPORTS)[scheme]
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -380,8 +383,10 @@ def tls_settings(url: str) -> dict[str, Any] | bool:
 
 
 def broker_url(url: str) -> str:
-    """The URL as kombu takes it: without what `transport_options` and `tls_settings` read."""
-    return urlunsplit(urlsplit(url)._replace(query="")) if scheme_of(url) == "sentinel" else without_tls(url)
+    """The URL as kombu takes it: without what says how to connect and which transport to use."""
+    if scheme_of(url) == "sentinel":
+        return urlunsplit(urlsplit(url)._replace(query=""))
+    return without_queue_type(without_tls(url))
 
 
 def kombu_connection(

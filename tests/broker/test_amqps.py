@@ -10,7 +10,9 @@ import pytest
 
 from conductor.broker.addresses import Addresses
 from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.topology import type_queue
 from conductor.broker.transport import kombu_connection
+from conductor.core.enums import AgentType
 from tests.support import rabbitmq, redis_tls
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.certificates import Authority, ServerTLS
@@ -45,11 +47,17 @@ def parameters(authority: Authority) -> str:
     return f"ssl_ca_certs={authority.file}&{authority.client().parameters}"
 
 
-@pytest.fixture
-def farm(server: str, parameters: str, valkey_url: str, tmp_path: Path) -> Iterator[Farm]:
-    farm = Farm(Addresses(f"{server}?{parameters}", f"{valkey_url.rpartition('/')[0]}/10"), tmp_path)
+@pytest.fixture(params=["classic", "quorum"])
+def farm(
+    request: pytest.FixtureRequest, server: str, parameters: str, valkey_url: str, tmp_path: Path
+) -> Iterator[Farm]:
+    url = f"{server}?{parameters}&task_queues={request.param}"
+    farm = Farm(Addresses(url, f"{valkey_url.rpartition('/')[0]}/10"), tmp_path)
     yield farm
     farm.teardown()
+    with kombu_connection(url) as connection:
+        # The next may want the other type.
+        type_queue(AgentType.CODING)(connection.default_channel).delete()
 
 
 async def test_all_works_with_certificates_on_both_sides(farm: Farm) -> None:

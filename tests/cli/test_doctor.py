@@ -17,6 +17,8 @@ import pytest
 import redis
 
 from conductor.broker.addresses import Addresses
+from conductor.broker.topology import type_queue
+from conductor.broker.transport import kombu_connection
 from conductor.core.enums import AgentType
 from conductor.core.fields import utc_now
 from conductor.core.state import AgentState
@@ -346,3 +348,37 @@ def test_what_rabbitmq_must_wait_for(tmp_path: Path, rabbitmq_url: str, valkey_u
     assert found["consumer timeout"]["level"] == "warning"
     found = findings(doctor(tmp_path, CONDUCTOR_WORK__VISIBILITY_TIMEOUT="1800", **servers))
     assert found["consumer timeout"]["level"] == "problem"
+
+
+def test_queues_that_are_of_another_type_than_the_url_says(tmp_path: Path, valkey_url: str) -> None:
+    rabbitmq.skip_without_ctl()
+    with rabbitmq.virtual_host(task_queues="quorum") as url:
+        servers = {"CONDUCTOR_BROKER_URL": url, "CONDUCTOR_REDIS__URL": valkey_url}
+        assert findings(doctor(tmp_path, **servers))["queue types"]["level"] == "ok"
+        assert rabbitmq.list_objects("queues", url, "name") == []
+        with kombu_connection(url.partition("?")[0]) as connection:
+            type_queue(AgentType.CODING)(connection.default_channel).declare()
+        found = findings(doctor(tmp_path, **servers))["queue types"]
+        assert found["level"] == "problem"
+        assert "queue conductor.type.coding is of type classic" in found["meaning"]
+        assert "rabbitmqctl delete_queue" in found["advice"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "up", "status"])
+def test_a_type_of_queues_that_there_is_not(tmp_path: Path, valkey_url: str, command: str) -> None:
+    settings = {
+        "CONDUCTOR_BROKER_URL": "amqp://127.0.0.1:1//?task_queues=mirrored",
+        "CONDUCTOR_REDIS__URL": valkey_url,
+    }
+    done = subprocess.run(
+        [str(COMMAND), command],
+        env=environment(tmp_path / "data") | settings,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "is none of classic, quorum" in done.stdout + done.stderr

@@ -25,7 +25,7 @@ class Consuming:
     messages: list[kombu.Message] = field(default_factory=list)
     turns: int = 0
 
-    def consume(self, *queues: kombu.Queue, prefetch: int = 1, ack: bool = False) -> None:
+    def consume(self, *queues: kombu.Queue, prefetch: int = 1, ack: bool = False) -> kombu.Consumer:
         """Begin to consume; with `ack` each message is acknowledged as it comes."""
 
         def on_message(message: kombu.Message) -> None:
@@ -35,9 +35,11 @@ class Consuming:
 
         self.connection.register_with_event_loop(self.hub)
         consumer = self.connection.Consumer(list(queues), on_message=on_message, accept=["text/plain", RAW])
-        consumer.qos(prefetch_count=prefetch)
+        consumer.qos(prefetch_count=prefetch, apply_global=True)
         consumer.consume()
+        self.hub.propagate_errors = self.connection.connection_errors
         self._loop = self.hub.create_loop()
+        return consumer
 
     def turn(self) -> None:
         """Let the loop turn once, which takes a second at most."""
@@ -64,7 +66,7 @@ def consuming(url: str, *, restore_interval: float = HOUR) -> Iterator[Consuming
 
 
 def put(url: str, queue: kombu.Queue, *bodies: str) -> None:
-    with kombu_connection(url) as connection:
+    with kombu_connection(url, confirm_publish=True) as connection:
         producer = connection.Producer()
         for body in bodies:
             producer.publish(

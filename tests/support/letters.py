@@ -69,7 +69,7 @@ def _celery_letter(
     )
     # A queue that no node listens to: it is the test that takes the message.
     queue = topology.agent_queue(f"aside-{uuid.uuid4().hex}")
-    with kombu_connection(addresses.broker_url) as connection:
+    with kombu_connection(addresses.broker_url, confirm_publish=True) as connection:
         app.amqp.send_task_message(app.amqp.Producer(connection), name, message, queue=queue)
         [received] = take_all(addresses.broker_url, queue.name)
         queue(connection.default_channel).delete()

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from kombu import Connection, Exchange
@@ -23,7 +24,8 @@ URL = "CONDUCTOR_TEST_RABBITMQ_URL"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
-def _ctl(*arguments: str) -> str:
+def control(*arguments: str) -> str:
+    """Run rabbitmqctl; what it wrote."""
     return subprocess.run(
         ["rabbitmqctl", "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60
     ).stdout
@@ -40,10 +42,17 @@ def absence() -> str | None:
     except OSError as error:
         return f"no RabbitMQ at {HOST}:{PORT}: {error}"
     try:
-        _ctl("list_vhosts")
+        control("list_vhosts")
     except subprocess.SubprocessError as error:
         return f"rabbitmqctl may not be used by this user ({error}); set {URL} instead"
     return None
+
+
+def skip_without_ctl() -> None:
+    """Skip the test where no virtual host with settings of its own can be made."""
+    skip_without()
+    if shutil.which("rabbitmqctl") is None:
+        pytest.skip("no rabbitmqctl here")
 
 
 def skip_without() -> None:
@@ -62,38 +71,40 @@ def skip_without_users() -> None:
 
 
 @contextmanager
-def virtual_host(default_queue_type: str | None = None) -> Iterator[str]:
+def virtual_host(default_queue_type: str | None = None, task_queues: str | None = None) -> Iterator[str]:
     """The URL of an empty virtual host, deleted afterwards; or the one the environment names.
 
-    One with a default type of queues is always made, which needs rabbitmqctl.
+    One with a default type of queues, or where the URL names the type of queues of tasks, is always made,
+    which needs rabbitmqctl.
     """
-    if default_queue_type is None and (given := os.environ.get(URL)):
+    if default_queue_type is None and task_queues is None and (given := os.environ.get(URL)):
         yield given
         return
     name = f"conductor-test-{uuid.uuid4().hex[:12]}"
-    _ctl("add_vhost", name, *(["--default-queue-type", default_queue_type] if default_queue_type else []))
+    control("add_vhost", name, *(["--default-queue-type", default_queue_type] if default_queue_type else []))
     try:
-        _ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
-        yield f"amqp://guest:guest@{HOST}:{PORT}/{name}"
+        control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        query = f"?task_queues={task_queues}" if task_queues else ""
+        yield f"amqp://guest:guest@{HOST}:{PORT}/{name}{query}"
     finally:
-        _ctl("delete_vhost", name)
+        control("delete_vhost", name)
 
 
 @contextmanager
 def user(name: str, password: str, url: str, configure: str, write: str, read: str) -> Iterator[None]:
     """A user with these rights in the virtual host in url, deleted afterwards."""
-    _ctl("add_user", name, password)
+    control("add_user", name, password)
     try:
-        _ctl("set_permissions", "-p", url.rsplit("/", 1)[1], name, configure, write, read)
+        control("set_permissions", "-p", _vhost(url), name, configure, write, read)
         yield
     finally:
-        _ctl("delete_user", name)
+        control("delete_user", name)
 
 
 def refuse(name: str) -> None:
     """Change the password of a user to one that nobody knows, and end the user's connections."""
-    _ctl("change_password", name, uuid.uuid4().hex)
-    _ctl("close_all_user_connections", name, "the password was changed")
+    control("change_password", name, uuid.uuid4().hex)
+    control("close_all_user_connections", name, "the password was changed")
 
 
 def declare_topic_exchange(url: str, name: str) -> None:
@@ -185,18 +196,22 @@ def _free_port() -> int:
         return port
 
 
+def _vhost(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
+
+
 def connections(url: str) -> set[str]:
     """The processes that serve the connections to the virtual host in url."""
-    vhost = url.rsplit("/", 1)[1]
+    vhost = _vhost(url)
     rows = [
         line.split("\t")
-        for line in _ctl("--no-table-headers", "list_connections", "pid", "vhost").splitlines()
+        for line in control("--no-table-headers", "list_connections", "pid", "vhost").splitlines()
     ]
     return {pid for pid, its_vhost in rows if its_vhost == vhost}
 
 
 def list_objects(kind: str, url: str, *columns: str) -> list[list[str]]:
     """What `rabbitmqctl list_<kind>` says of the virtual host in url, one row each, without the header."""
-    vhost = url.rsplit("/", 1)[1]
-    rows = _ctl("--no-table-headers", f"list_{kind}", "-p", vhost, *columns).splitlines()
+    vhost = _vhost(url)
+    rows = control("--no-table-headers", f"list_{kind}", "-p", vhost, *columns).splitlines()
     return [row.split("\t") for row in rows]

@@ -17,7 +17,7 @@ from conductor.broker.liveness import heartbeat_limit, lives
 from conductor.cli.doctor.findings import Finding, Level, ok, problem
 from conductor.cli.doctor.local import check_data_dir, check_settings, check_versions
 from conductor.cli.doctor.nodes import Descriptions, ask_nodes, check_agents, check_nodes
-from conductor.cli.doctor.rabbitmq_server import check_rabbitmq
+from conductor.cli.doctor.rabbitmq_server import check_queue_types, check_rabbitmq
 from conductor.cli.doctor.redis_server import check_redis
 from conductor.core.config import mask_url
 from conductor.core.exceptions import ConductorError, ConfigurationError
@@ -60,6 +60,9 @@ async def _check_servers(config: ConductorConfig) -> list[Finding]:
     if addresses.redis_url != addresses.broker_url:
         findings += await asyncio.to_thread(_check_store, config, addresses)
     agents = await _agents(config, addresses)
+    if broker_is_there and transport.is_rabbitmq(addresses.broker_url):
+        names = [agent.agent_id for agent in agents or ()]
+        findings.append(await asyncio.to_thread(_check_queues, config, addresses, names))
     if agents is None:
         return findings
     findings += check_agents(agents, config)
@@ -101,6 +104,18 @@ def _check_broker(config: ConductorConfig, addresses: Addresses) -> list[Finding
         return [reached, *check_redis(channel.client, "Redis", config, is_broker=True)]
     except Exception as error:  # noqa: BLE001
         return [_unreachable("broker", url, error)]
+    finally:
+        transport.disconnect(connection)
+
+
+def _check_queues(config: ConductorConfig, addresses: Addresses, agent_ids: list[str]) -> Finding:
+    url = addresses.broker_url
+    connection = transport.kombu_connection(url, connect_timeout=config.bus.connect_timeout)
+    try:
+        transport.connect(connection, PATIENCE)
+        return check_queue_types(connection, agent_ids)
+    except Exception as error:  # noqa: BLE001
+        return _unreachable("broker", url, error)
     finally:
         transport.disconnect(connection)
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AccessRefused, AMQPError, NotFound, PreconditionFailed
 
-from conductor.broker.topology import AGENT_QUEUE_PREFIX, EVENTS
+from conductor.broker.amqp_transport import WrongQueueTypeError
+from conductor.broker.topology import AGENT_QUEUE_PREFIX, EVENTS, agent_queue, type_queue
 from conductor.cli.doctor.findings import Finding, cannot_check, ok, problem, warning
+from conductor.core.enums import AgentType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from kombu import Connection
 
@@ -27,6 +29,30 @@ SHORTEST_CONSUMER_TIMEOUT, DEFAULT_CONSUMER_TIMEOUT = 60.0, 1800.0
 def check_rabbitmq(connection: Connection, config: ConductorConfig) -> list[Finding]:
     """Check a server that is connected; leaves nothing behind."""
     return [_version(connection), _rights(connection), _waiting(config)]
+
+
+def check_queue_types(connection: Connection, agent_ids: Iterable[str]) -> Finding:
+    """Look for queues of tasks that are there as another type than the URL of `connection` asks for."""
+    names = [type_queue(kind) for kind in AgentType] + [agent_queue(agent_id) for agent_id in agent_ids]
+    wrong = [error for queue in names if (error := _wrong_type(connection, queue))]
+    if not wrong:
+        return ok("queue types", "Queues of tasks are of the type that the broker's URL asks for.")
+    more = f" So are {len(wrong) - 1} more." if len(wrong) > 1 else ""
+    meaning, _, advice = str(wrong[0]).partition(": ")
+    return problem("queue types", f"{meaning}.{more}", f"{advice[:1].upper()}{advice[1:]}")
+
+
+def _wrong_type(connection: Connection, queue: Any) -> WrongQueueTypeError | None:
+    channel = connection.channel()
+    try:
+        channel.queue_declare(queue.name, passive=True)
+        queue(channel).queue_declare()  # which makes none: it is there
+    except WrongQueueTypeError as error:
+        return error
+    except (NotFound, AccessRefused):
+        return None
+    channel.close()
+    return None
 
 
 def _version(connection: Connection) -> Finding:

@@ -12,6 +12,7 @@ from conductor.client import Conductor
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.models import TaskDefinition
+from tests.support import rabbitmq
 from tests.support.agents import TEST_IS_OVER
 from tests.support.nodes import AgentNode, Farm
 
@@ -30,7 +31,38 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="package", params=["valkey", "rabbitmq"])
+#: What is also shown on quorum queues: all that keeps, delivers again, waits or gives back.
+ON_QUORUM_QUEUES = (
+    "test_connection_loss",
+    "test_crashes",
+    "test_dead_letter_replay",
+    "test_errors",
+    "test_limits",
+    "test_plain_celery",
+    "test_redelivery",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs nodes on each kind of broker, unless it says itself on which."""
+    said = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "farm" not in metafunc.fixturenames or "farm" in said or hasattr(metafunc.module, "farm"):
+        return
+    kinds = ["valkey", "rabbitmq"]
+    if metafunc.module.__name__.rpartition(".")[2] in ON_QUORUM_QUEUES:
+        kinds.append("quorum")
+    metafunc.parametrize("farm", kinds, indirect=True, scope="package")
+
+
+@pytest.fixture(scope="session")
+def quorum_url() -> Iterator[str]:
+    """A virtual host of this run's own, in whose URL queues of tasks are quorum queues."""
+    rabbitmq.skip_without_ctl()
+    with rabbitmq.virtual_host(task_queues="quorum") as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
 def farm(
     request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Farm]:
@@ -38,8 +70,10 @@ def farm(
     server = valkey_url.rpartition("/")[0]
     if request.param == "valkey":
         addresses = Addresses(f"{server}/7", f"{server}/7")
-    else:
+    elif request.param == "rabbitmq":
         addresses = Addresses(request.getfixturevalue("rabbitmq_url"), f"{server}/8")
+    else:
+        addresses = Addresses(request.getfixturevalue("quorum_url"), f"{server}/10")
     farm = Farm(addresses, tmp_path_factory.mktemp(f"nodes-{request.param}"), SETTINGS)
     yield farm
     farm.teardown()

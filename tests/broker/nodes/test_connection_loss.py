@@ -44,7 +44,7 @@ async def test_the_running_task_is_done_once_more_and_the_node_works_on(
 def _cut_all_connections(farm: Farm) -> None:
     url = farm.addresses.broker_url
     if url.startswith("amqp"):
-        vhost = url.rpartition("/")[2]
+        vhost = urlsplit(url).path.removeprefix("/")
         command = ["rabbitmqctl", "--quiet", "close_all_connections", "--vhost", vhost, "a test"]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         return

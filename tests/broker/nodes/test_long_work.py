@@ -39,9 +39,15 @@ def impatient_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def own_farm(impatient_url: str, valkey_url: str, tmp_path: Path) -> Iterator[Farm]:
-    addresses = Addresses(impatient_url, f"{valkey_url.rpartition('/')[0]}/9")
+@pytest.fixture(params=["classic", "quorum"])
+def own_farm(
+    request: pytest.FixtureRequest, impatient_url: str, valkey_url: str, tmp_path: Path
+) -> Iterator[Farm]:
+    with kombu_connection(impatient_url) as connection:
+        # Of the other type.
+        topology.type_queue(AgentType.TEST_DATA)(connection.default_channel).delete()
+    url = f"{impatient_url}?task_queues={request.param}"
+    addresses = Addresses(url, f"{valkey_url.rpartition('/')[0]}/9")
     farm = Farm(addresses, tmp_path, SETTINGS)
     yield farm
     farm.teardown()
