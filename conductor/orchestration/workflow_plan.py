@@ -21,6 +21,7 @@ PHASE_AGENT_TYPES: dict[WorkflowPhase, list[AgentType]] = {
     WorkflowPhase.DEVOPS: [AgentType.DEVOPS, AgentType.DEPLOYING],
     WorkflowPhase.MONITORING: [AgentType.MONITOR],
 }
+"""The types of agents whose tasks run in each phase."""
 
 
 @dataclass(frozen=True)
