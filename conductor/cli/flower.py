@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from conductor.broker.addresses import find_addresses
 from conductor.broker.queue_depths import read_queue_depths
-from conductor.cli.node_process import node_environment
+from conductor.cli.node_process import BARE_APP, node_environment
 from conductor.cli.output import Output
 from conductor.core.config import ConductorConfig
 from conductor.core.exceptions import ConfigurationError
@@ -36,7 +36,7 @@ async def run_flower(
     if basic_auth is not None:
         environment[AUTH_VARIABLE] = basic_auth
     output.note(f"Flower is on http://{address}:{port}; Ctrl-C ends it")
-    command = [sys.executable, "-m", "celery", "-A", "workers", "flower"]
+    command = [sys.executable, "-m", "celery", "-A", BARE_APP, "flower"]
     command += [f"--address={address}", f"--port={port}", *options]
     os.execve(sys.executable, command, environment)  # noqa: S606 - there is no shell in between
 

@@ -18,6 +18,8 @@ from conductor.core.fields import utc_now
 if TYPE_CHECKING:
     from datetime import datetime
 
+#: Celery's application for what needs none of the agents that come with Conductor.
+BARE_APP = "conductor.broker.bare_app"
 GUARD = Path(__file__).with_name("_node_guard.py")
 GRACE_SECONDS = 10.0
 GUARD_SECONDS = 5.0
@@ -33,7 +35,7 @@ def node_environment(
     """The environment that gives a node exactly our configuration, wherever ours came from.
 
     The working directory, and `path`, are on the path of a node whose agent, or exporter of spans, is
-    package.module:name, and of no other: a directory `workers` of the user's must not be taken for ours.
+    package.module:name, and of no other: a `workers` of the user's must not be taken for ours.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
     node = config.node.model_copy(update={"agent": None, "agent_id": None})
@@ -75,6 +77,7 @@ class NodeProcess:
         self.agent_id = agent_id
         self.log = config.data_dir.absolute() / "logs" / f"{agent_id}.log"
         self.started_at: datetime | None = None
+        self._app = BARE_APP if ":" in agent else "workers"
         self._config = config
         self._env = node_environment(config, addresses, agent, path)
         self._echo = echo
@@ -97,7 +100,7 @@ class NodeProcess:
             self.started_at = utc_now()
             self._process = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-I", "-S", str(GUARD), str(GRACE_SECONDS)],
-                *[sys.executable, "-m", "celery", "-A", "workers", "worker"],
+                *[sys.executable, "-m", "celery", "-A", self._app, "worker"],
                 *["--agent", self.agent, "-n", f"{self.agent_id}@%h", "--loglevel", self._config.log_level],
                 cwd=self._config.data_dir,
                 env=self._env,

@@ -237,3 +237,21 @@ def test_who_stops_the_server_names_those_that_lose_it_and_they_say_the_way_out(
         finally:
             node.teardown()
     assert processes_of(tmp_path) == []
+
+
+def test_a_module_of_the_users_may_be_called_as_one_of_ours(tmp_path: Path) -> None:
+    agent = """
+from conductor import agent
+
+
+@agent("test")
+async def count(data: dict) -> dict:
+    return {"n": 1}
+"""
+    write_files(tmp_path, {"words.py": agent, "workers.py": ""})
+    data = tmp_path / "data"
+    with background(data, "up", "--agents", "words:count", "--json", cwd=tmp_path) as command:
+        command.wait_for_event(event="ready")
+        done = conductor(data, "dispatch", "-a", "count-1", "--json", cwd=tmp_path)
+        assert json.loads(done.stdout)["output_data"] == {"n": 1}
+        assert command.end() == 0
