@@ -89,7 +89,7 @@ async def refused(conductor: Conductor, task_id: str, code: str) -> DeadLetter:
     return await wait_until(found, 30)
 
 
-@pytest.fixture(scope="module", params=["valkey", "rabbitmq"])
+@pytest.fixture(scope="module", params=["valkey", "rabbitmq", "quorum"])
 def farm(
     request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Farm]:
@@ -98,7 +98,7 @@ def farm(
     if request.param == "valkey":
         addresses = Addresses(f"{server}/12", f"{server}/12")
     else:
-        addresses = Addresses(request.getfixturevalue("rabbitmq_url"), f"{server}/13")
+        addresses = Addresses(request.getfixturevalue(f"{request.param}_url"), f"{server}/13")
     settings = SETTINGS | {"CONDUCTOR_SIGNING": signing("old", {"old": OLD})}
     farm = Farm(addresses, tmp_path_factory.mktemp(f"signed-{request.param}"), settings)
     yield farm
