@@ -1,5 +1,6 @@
 """The manifests for Kubernetes fit together and to Conductor, and their probes work."""
 
+import asyncio
 import os
 import re
 import socket
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from conductor import Conductor
 from conductor.broker.topology import type_queue
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import AgentType
 from conductor.core.models import TaskDefinition
 from tests.support.cli import environment
+from tests.support.metrics import Scrape
 from tests.support.waiting import wait_until_sync
 from workers.agents import AGENTS
 
@@ -51,18 +54,70 @@ def test_a_node_has_longer_to_end_than_a_probe_and_the_default_task_take() -> No
         assert int(waits) < probe["timeoutSeconds"] <= probe["periodSeconds"]
 
 
+def scaled_by() -> tuple[str, str]:
+    """The metric that the scaling asks for, and its queue."""
+    [scaling] = read("review-scaling.yaml")
+    [trigger] = scaling["spec"]["triggers"]
+    [(metric, queue)] = re.findall(r'(\w+)\{queue="(.*?)"\}', trigger["metadata"]["query"])
+    return metric, queue
+
+
 def test_the_scaling_is_of_the_deployment_and_by_the_queue_of_its_type() -> None:
     deployment, budget = read("review.yaml")
     [scaling] = read("review-scaling.yaml")
     assert (scaling["apiVersion"], scaling["kind"]) == ("keda.sh/v1alpha1", "ScaledObject")
     assert scaling["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert scaling["spec"]["minReplicaCount"] > budget["spec"]["minAvailable"]
-    [trigger] = scaling["spec"]["triggers"]
-    [(metric, queue)] = re.findall(r'(conductor_\w+)\{queue="(.*?)"\}', trigger["metadata"]["query"])
-    assert metric == "conductor_queue_depth"
     [node] = deployment["spec"]["template"]["spec"]["containers"]
     agent = node["command"][node["command"].index("--agent") + 1]
-    assert queue == type_queue(AgentType(agent)).name
+    assert scaled_by()[1] == type_queue(AgentType(agent)).name
+
+
+def test_the_metrics_are_found_by_their_service_and_by_prometheus() -> None:
+    deployment, service = read("metrics.yaml")
+    kinds = [(one["apiVersion"], one["kind"]) for one in (deployment, service)]
+    assert kinds == [("apps/v1", "Deployment"), ("v1", "Service")]
+    template = deployment["spec"]["template"]
+    assert deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
+    assert service["spec"]["selector"] == template["metadata"]["labels"]
+    [container] = template["spec"]["containers"]
+    [port] = container["ports"]
+    assert service["spec"]["ports"] == [
+        {"name": "metrics", "port": port["containerPort"], "targetPort": port["name"]}
+    ]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"])
+    assert container["command"][-2:] == ["--port", str(port["containerPort"])]
+    assert container["readinessProbe"]["tcpSocket"]["port"] == port["name"]
+    [node] = read("review.yaml")[0]["spec"]["template"]["spec"]["containers"]
+    urls = [one for one in container["env"] if one["name"].endswith("_URL")]
+    assert urls == [one for one in node["env"] if one["name"].endswith("_URL")]
+    assert len(urls) == 2
+
+
+def test_the_command_of_the_metrics_serves_what_the_scaling_asks_for(valkey_url: str, tmp_path: Path) -> None:
+    [container] = read("metrics.yaml")[0]["spec"]["template"]["spec"]["containers"]
+    url = f"{valkey_url.rpartition('/')[0]}/4"
+    env = environment(tmp_path) | {"CONDUCTOR_BROKER_URL": url, "CONDUCTOR_REDIS__URL": url}
+    env |= {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    env |= {
+        "CONDUCTOR_DATA_DIR": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [*container["command"][:-1], "0"]
+    metric, queue = scaled_by()
+
+    async def dispatch() -> None:
+        async with Conductor(ConductorConfig(broker_url=url, redis={"url": url})) as conductor:
+            await conductor.dispatch(TaskDefinition(name="waits", assigned_to=AgentType.REVIEW))
+
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as exporter:
+        try:
+            [(host, port)] = re.findall(r"//(.*):(\d+)/metrics$", exporter.stdout.readline())
+            assert host == "0.0.0.0"
+            asyncio.run(dispatch())
+            assert Scrape(f"http://127.0.0.1:{port}/metrics").value(metric, queue=queue) == 1
+        finally:
+            exporter.terminate()
 
 
 @pytest.mark.parametrize("kind", ["readinessProbe", "livenessProbe"])
