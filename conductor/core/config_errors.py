@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from conductor.core.exceptions import ConfigurationError
-from conductor.core.urls import shown
+from conductor.core.urls import MASK, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 _OF_OTHERS = re.compile(r"CONDUCTOR_TEST_|.*_(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP))?)(_|$)")
 #: How alike two names have to be, from 0 to 1, that one may be meant as the other.
 _ALIKE = 0.75
+#: The section of which nothing is shown that somebody wrote: any of it may be a secret in the wrong place.
+_UNSHOWN = "signing"
+#: What PyYAML quotes of a secret without quotes that begins with "*", "&" or "!".
+_QUOTED_OF_YAML = re.compile(r"\b(alias|anchor|tag|handle) ['\"].*", re.DOTALL)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -42,7 +46,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise _unusable(path, f"{where}{getattr(error, 'problem', None) or 'it is not YAML'}") from None
+        problem = _QUOTED_OF_YAML.sub(r"\1", getattr(error, "problem", None) or "it is not YAML")
+        raise _unusable(path, f"{where}{problem}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -113,7 +118,10 @@ def explain_no_json(error: SettingsError, model: type[BaseModel], env_prefix: st
 
 
 def _key(problem: ErrorDetails) -> str:
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+    loc = problem["loc"]
+    if problem["type"] == "extra_forbidden" and _is_unshown(problem):
+        loc = (*loc[:-1], MASK)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     return key.removeprefix(".") or "the configuration"
 
 
@@ -135,9 +143,14 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel], source: str) -> str
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}."
         return f"Unknown key {key!r} in {source}; {hint}"
     reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    value = ""
     if isinstance(problem["input"], (str, int, float)) and problem["type"] != "value_error":
-        return f"{key} = {shown(problem['input'])} in {source} is not valid: {reason}."
-    return f"{key} in {source} is not valid: {reason}."
+        value = f" = {MASK if _is_unshown(problem) else shown(problem['input'])}"
+    return f"{key}{value} in {source} is not valid: {reason}."
+
+
+def _is_unshown(problem: ErrorDetails) -> bool:
+    return problem["loc"][:1] == (_UNSHOWN,)
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

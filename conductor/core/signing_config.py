@@ -1,8 +1,15 @@
 """The setting of how messages are signed."""
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from conductor.core.config_sections import Section
 from conductor.core.fields import NonEmptyStr
@@ -23,14 +30,27 @@ class SigningConfig(Section):
     window_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """How far the clocks of two machines may be apart, and how long an event may be under way."""
 
+    @field_validator("keys", mode="wrap")
+    @classmethod
+    def _are_texts(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> dict[str, SecretStr]:
+        try:
+            found: dict[str, SecretStr] = validate(value)
+        except ValidationError:
+            # It names the ids, and says nothing else that helps.
+            raise ValueError("it must be a mapping of ids to secrets; put each in quotes") from None
+        return found
+
     @model_validator(mode="after")
     def _can_sign(self) -> Self:
-        for name, key in self.keys.items():
+        # Ids are not shown: one that is wrong may be a secret, or have changed places with it.
+        for number, key in enumerate(self.keys.values(), 1):
             if len(key.get_secret_value().encode("utf-8", "surrogatepass")) < SHORTEST_KEY:
-                raise ValueError(f"key {name!r} is shorter than {SHORTEST_KEY} bytes: make a random one")
-        if (self.keys or self.key_id) and self.key_id not in self.keys:
-            known = ", ".join(sorted(self.keys)) or "none"
-            raise ValueError(f"key_id is {self.key_id!r}, which must be one of keys ({known})")
+                which = f"key {number} of {len(self.keys)}"
+                raise ValueError(f"{which} is shorter than {SHORTEST_KEY} bytes: make a random one")
+        if self.keys and self.key_id is None:
+            raise ValueError("key_id is missing: it says which of keys signs")
+        if self.key_id is not None and self.key_id not in self.keys:
+            raise ValueError(f"key_id is none of the ids of keys, of which there are {len(self.keys)}")
         return self
 
     def dump_with_secrets(self) -> dict[str, object]:

@@ -160,6 +160,9 @@ def failing(scene: Scene, addresses: Addresses) -> list[tuple[list[str], dict[st
         {"CONDUCTOR_REDIS": f'{{"url": "redis://:{also_wrong}@h/0"'},
         {"CONDUCTOR_REDIS__URL": f"redis://:{also_wrong}@h:port/0"},
         {"CONDUCTOR_SIGNING": json.dumps({"keys": {"a": scene.signing.text}, "key_id": "b"})},
+        {"CONDUCTOR_SIGNING": json.dumps({"keys": {scene.signing.text: "a"}, "key_id": "a"})},
+        {"CONDUCTOR_SIGNING": json.dumps({"keys": scene.signing.text, "key_id": "a"})},
+        {"CONDUCTOR_SIGNING": json.dumps(scene.signing.text)},
     ]
     up = ["up", "--agents", "careless:careless"]
     found = [(["-v", *words], change) for words in (["status"], ["doctor"], up) for change in away]
