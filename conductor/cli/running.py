@@ -91,6 +91,8 @@ class WorkflowRun:
                     self._board.restore(saved.task_results)
                 if saved is None or not saved.is_complete:
                     await self._start_missing(conductor, fleet, workflow)
+                else:
+                    self._output.say("this run had ended before: nothing is left to do, and this is its end")
                 self._board.note = ""
                 state = await self._engine_run(conductor, workflow.definition.workflow_id)
                 for task_id, result in state.task_results.items():

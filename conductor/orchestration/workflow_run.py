@@ -66,7 +66,7 @@ class Run:
         """Tell why the run must end now, if it must: it is to be cancelled, or its time is over."""
         ledger, workflow_id = self.ledger, self.ledger.state.workflow_id
         if await ledger.lease.is_to_be_cancelled():
-            return WorkflowError(f"Workflow {workflow_id} was cancelled.", workflow_id, "WORKFLOW_CANCELLED")
+            return self._cancellation()
         left = self.seconds_left
         if left is not None and left <= 0:
             limit = ledger.plan.definition.timeout_seconds
@@ -77,6 +77,10 @@ class Run:
                 {"timeout_seconds": limit},
             )
         return None
+
+    def _cancellation(self) -> WorkflowError:
+        workflow_id = self.ledger.state.workflow_id
+        return WorkflowError(f"Workflow {workflow_id} was cancelled.", workflow_id, "WORKFLOW_CANCELLED")
 
     @property
     def seconds_left(self) -> float | None:
@@ -98,6 +102,9 @@ class Run:
     async def break_off(self, error: BaseException) -> None:
         """End a run that was cancelled from within its process, or that broke."""
         try:
+            if isinstance(error, asyncio.CancelledError):
+                await self.interrupt(self._cancellation())
+                return
             await self.revoke()
             self.ledger.log(error)
             await self._end(TaskStatus.FAILED, error_text(error), skip=False)

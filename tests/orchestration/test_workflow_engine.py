@@ -261,7 +261,10 @@ async def test_a_cancelled_run_is_saved_as_failed(
     assert saved is not None
     assert saved.status is TaskStatus.FAILED
     assert saved.completed_at is not None
-    assert saved.error_log[-1]["error_type"] == "CancelledError"
+    assert saved.error_log[-1]["error_code"] == "WORKFLOW_CANCELLED"
+    assert saved.metadata["outcome"] == "cancelled"
+    [result] = saved.task_results.values()
+    assert result.status is TaskStatus.SKIPPED
 
 
 async def test_the_gate_without_an_engine_is_open(state: RecordingStateManager) -> None:
