@@ -30,7 +30,7 @@ def check_tracing(config: TracingConfig) -> None:
     ):
         raise ConfigurationError(
             f"tracing.exporter is {config.exporter!r}, for which OpenTelemetry's SDK is missing: "
-            "pip install 'conductorai[otel]'",
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http",
             "TRACING",
         )
     if ":" in config.exporter:

@@ -1,7 +1,7 @@
 """A pytest plugin: fixtures for tests of agents, from none of the servers to all processes.
 
 pytest finds it where Conductor is installed. The fixtures that are connected need pytest-asyncio, which
-`pip install 'conductorai[testing]'` brings. Without pytest this module has the classes, which work anywhere.
+`pip install pytest-asyncio` brings. Without pytest this module has the classes, which work anywhere.
 """
 
 from __future__ import annotations

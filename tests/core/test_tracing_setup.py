@@ -99,7 +99,7 @@ def test_a_missing_sdk_is_told_with_what_to_install(tmp_path: Path) -> None:
     done = run({"exporter": "otlp"}, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "tracing.exporter is 'otlp', for which OpenTelemetry's SDK is missing" in done.stderr
-    assert "pip install 'conductorai[otel]'" in done.stderr
+    assert "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http" in done.stderr
 
 
 @pytest.mark.parametrize("exporter", ["jaeger", ":x", "x:", ""])
