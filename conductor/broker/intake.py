@@ -9,6 +9,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
+from conductor.broker.plain_message import DAMAGE
 from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally, Traced
 from conductor.core.channels import compile_pattern
 from conductor.core.exceptions import MessageBusError
@@ -135,7 +136,7 @@ class LoopIntake:
             self._metrics.message_refused(refused_as(error.error_code))
             logger.warning("What came on %s is dropped: %s", receiver.channel(raw), error)
             return
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except DAMAGE as error:
             self._refuse(receiver.channel(raw), error)
             return
         if incoming.reply_to is not None and incoming.reply_to != self._own_inbox:

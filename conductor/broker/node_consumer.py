@@ -10,6 +10,7 @@ from celery.worker.consumer import Consumer
 
 from conductor.broker.addresses import EMBEDDED_GONE, uses_embedded
 from conductor.broker.amqp_transport import WrongQueueTypeError
+from conductor.broker.plain_message import DAMAGE
 from conductor.broker.signing import SignatureError, Signed
 from conductor.broker.task_message import check_task_size
 from conductor.core.dead_letters import DeadLetterReason
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from conductor.broker.signing import Signer
 
 logger = logging.getLogger(__name__)
-
-#: What Celery raises because of what is in a message.
-_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class NodeConsumer(Consumer):  # type: ignore[misc]
@@ -79,7 +77,7 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
                 if error.error_code != TOO_LARGE:
                     raise
                 self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.error_code)
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 logger.exception("A message could not be handled")
                 self._put_aside(message, f"The message is damaged: {type(error).__name__}: {error}")
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from kombu import Consumer
 from kombu.common import ignore_errors
-from pydantic import ValidationError
 
 from conductor.broker import topology
+from conductor.broker.plain_message import DAMAGE
 from conductor.broker.readable import display_of_message
-from conductor.broker.wire import Address, Incoming
+from conductor.broker.wire import Address, incoming_from
 from conductor.core.channels import agent_channel
 from conductor.core.enums import MessageType
 from conductor.core.exceptions import MessageBusError
@@ -103,23 +103,23 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_message(self, c: Any, agent: HostedAgent, address: Address, message: Any) -> None:
         try:
             check_size("A message", bytes_in(message.body or b""), c.app.config.bus.max_message_bytes)
+            incoming = incoming_from(address.key, message.body, message.properties, message.headers)
             if (guard := c.app.node.desk.guard) is not None:
-                guard.check(address, _incoming(address.key, message))
-            request = AgentMessage.model_validate_json(message.body)
+                guard.check(address, incoming)
+            request = AgentMessage.model_validate_json(incoming.body)
         except MessageBusError as error:
             # Counted by the bus of the agents, which hears it too.
             logger.warning("What came to agent %s is dropped: %s", agent.agent_id, error)
             return
-        except ValidationError as error:
+        except DAMAGE as error:
             logger.warning("Agent %s was sent what is no message: %s", agent.agent_id, error)
             return
-        reply_to = message.properties.get("reply_to")
+        reply_to, deadline = incoming.reply_to, incoming.answer_by
         if request.is_expired() or not is_work(request, wants_answer=bool(reply_to)):
             return
+        if deadline is not None and deadline <= time.time():
+            return
         try:
-            deadline = _deadline(message)
-            if deadline is not None and deadline <= time.time():
-                return
             self._make_task(c.app, agent, request, reply_to, deadline, trace_headers(message.headers))
         except Exception:
             logger.exception("Message %s to agent %s was lost", request.message_id, agent.agent_id)
@@ -155,25 +155,8 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             )
 
 
-def _incoming(channel: str, message: Any) -> Incoming:
-    properties, headers = message.properties, message.headers
-    return Incoming(
-        channel,
-        message.body,
-        properties.get("reply_to"),
-        properties.get("correlation_id"),
-        headers.get(topology.DEADLINE_HEADER),
-        headers,
-    )
-
-
 def _on_decode_error(_message: Any, error: Exception) -> None:
     logger.warning("A message to an agent is dropped: %s", error)
-
-
-def _deadline(message: Any) -> float | None:
-    deadline = message.headers.get(topology.DEADLINE_HEADER)
-    return None if deadline is None else float(deadline)
 
 
 def _time_limit(request: AgentMessage, left: float | None) -> int:

@@ -8,6 +8,9 @@ from typing import Any
 from kombu.exceptions import DecodeError
 from kombu.message import Message
 
+#: What reading a message raises because of what is in it.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 
 class PlainMessage(Message):  # type: ignore[misc]
     """Refuses a compressed body; kombu 5.7 unpacks one, however large that gets, before anybody looks at it.

@@ -10,6 +10,7 @@ from celery.app.control import Control
 from kombu.pidbox import Mailbox, Node
 from kombu.serialization import dumps
 
+from conductor.broker.plain_message import DAMAGE
 from conductor.broker.signing import SignatureError, Signed, place_of
 from conductor.broker.wire import Address, Incoming
 from conductor.core.metrics import refused_as
@@ -22,12 +23,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CLOCK_LIMIT = 2**62
+
 
 class GuardedNode(Node):  # type: ignore[misc]
     """Obeys what somebody with a key sent, once; in the parent process of a node."""
 
     def handle_message(self, body: Any, message: Message | None = None) -> Any:
-        """Carry out a command, unless it is refused."""
+        """Carry out a command, unless it is refused or makes no sense."""
+        try:
+            return self._handle(body, message)
+        except DAMAGE as error:
+            # Not raised: Celery would make its connection anew.
+            logger.warning("What came to remote control is no command and is dropped: %s", error)
+            return None
+
+    def _handle(self, body: Any, message: Message | None) -> Any:
+        if message is not None and not _is_clock((message.headers or {}).get("clock")):
+            raise ValueError("its clock is none")
         node = self.mailbox.app.node
         if message is not None and node is not None and node.desk.guard is not None:
             address = Address(self.mailbox.exchange.name, "")
@@ -35,11 +48,15 @@ class GuardedNode(Node):  # type: ignore[misc]
             try:
                 node.desk.guard.check(address, incoming)
             except SignatureError as error:
-                # Not raised: Celery would make its connection anew.
                 node.metrics.metrics.message_refused(refused_as(error.error_code))
                 logger.warning("A command is refused: %s", error)
                 return None
         return super().handle_message(body, message)
+
+
+def _is_clock(value: object) -> bool:
+    """Whether a node may take it over: it sends it with its answers, and RabbitMQ takes 64 bits."""
+    return value is None or (isinstance(value, int) and 0 <= value < _CLOCK_LIMIT)
 
 
 class SignedMailbox(Mailbox):  # type: ignore[misc]

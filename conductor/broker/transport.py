@@ -16,7 +16,7 @@ What differs from kombu 5.7:
 - A message is taken, and noted as not acknowledged yet, by one script. kombu does the one after the other,
   and a process that is killed in between loses the message. Who consumes needs `node_transport` for it.
 - What is no message of kombu's is one that cannot be decoded, not an exception for whoever meets it. Put
-  back, it is what it was.
+  back, it is what it was. Published, it is dropped.
 - The keys of unacknowledged messages are our own: our short visibility timeout must not restore those of
   other applications in the same database.
 - TLS is what `core.tls` reads from the URL: certificates and host names are checked unless it says otherwise.
@@ -133,7 +133,6 @@ class _ChannelMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._shared_clients: dict[bool, Any] = {}
-        self._received_topic = ""
         super().__init__(*args, **kwargs)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -273,14 +272,27 @@ class _ChannelMixin:
             for topic in self._get_subscribe_topics(queue):  # type: ignore[attr-defined]
                 (client.punsubscribe if _GLOB.search(topic) else client.unsubscribe)(topic)
 
-    def _handle_message(self, client: Any, response: Any) -> Any:
-        payload = super()._handle_message(client, response)  # type: ignore[misc]
-        self._received_topic = bytes_to_str(payload["pattern"] or payload["channel"])
-        return payload
-
-    def _deliver_fanout_message(self, message: dict[str, Any], exchange: str) -> bool:
+    def _receive_one(self, client: Any) -> bool:
+        """Deliver what was published, unless it is no message of kombu's: everybody may publish."""
+        try:
+            response = client.parse_response()
+        except self.connection_errors:  # type: ignore[attr-defined]
+            self._in_listen = None
+            raise
+        if not isinstance(response, list | tuple):
+            return False
+        payload = self._handle_message(client, response)  # type: ignore[attr-defined]
+        if not bytes_to_str(payload["type"]).endswith("message"):
+            return False
+        topic = bytes_to_str(payload["pattern"] or payload["channel"])
+        try:
+            message = loads(payload["data"])
+            self._check(message, uuid.uuid4().hex)
+        except Exception as error:  # noqa: BLE001 - see `_decode`
+            logger.warning("What came on %s is no message and is dropped: %s", topic, str(error)[:500])
+            return False
         for queue in self._listening():
-            if self._received_topic in self._get_subscribe_topics(queue):  # type: ignore[attr-defined]
+            if topic in self._get_subscribe_topics(queue):  # type: ignore[attr-defined]
                 self.connection._deliver(dict(message), queue)  # type: ignore[attr-defined]  # noqa: SLF001
         return True
 

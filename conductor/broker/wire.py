@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from conductor.broker.signing import Seals
 
 
+#: Seconds since the epoch.
+_END_OF_TIME = 1e12
+
 #: In place of the future of a message for which nobody waits on an event loop.
 NOBODY: Any = None
 
@@ -60,6 +63,21 @@ class Incoming(NamedTuple):
     correlation_id: str | None
     answer_by: float | None
     headers: Mapping[str, Any]
+
+
+def incoming_from(
+    channel: str, body: object, properties: Mapping[str, Any], headers: Mapping[str, Any]
+) -> Incoming:
+    """Take a message of which only its form as a message of kombu's was looked at; ValueError."""
+    reply_to, correlation_id = properties.get("reply_to"), properties.get("correlation_id")
+    answer_by = headers.get(DEADLINE_HEADER)
+    if not isinstance(body, str | bytes):
+        raise ValueError("the body is no text")
+    if not all(isinstance(name, str | None) for name in (reply_to, correlation_id)):
+        raise ValueError("where the answer is to go is no text")
+    if answer_by is not None and not (isinstance(answer_by, int | float) and abs(answer_by) < _END_OF_TIME):
+        raise ValueError("when the answer is to come is no time")
+    return Incoming(channel, body, reply_to, correlation_id, answer_by, headers)
 
 
 def headers_of(out: Outgoing) -> dict[str, Any]:
@@ -152,7 +170,7 @@ class Receiver(Protocol):
         """The bytes of `raw` at least; never raises."""
 
     def decode(self, raw: Raw) -> Incoming:
-        """Read what `receive` gave; ValueError, TypeError or KeyError if it makes no sense."""
+        """Read what `receive` gave; one of `DAMAGE` if it makes no sense."""
 
     def close(self) -> None:
         """Close the connection; never raises."""

@@ -14,7 +14,6 @@ from amqp.exceptions import AccessRefused, MessageNacked, RecoverableConnectionE
 
 from conductor.broker.topology import (
     AMQP,
-    DEADLINE_HEADER,
     EVENTS,
     channel_of,
     event_queue,
@@ -25,7 +24,7 @@ from conductor.broker.topology import (
     reply_queue,
 )
 from conductor.broker.transport import limit_reading
-from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of, incoming_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,14 +196,7 @@ class AmqpReceiver(AmqpLink):
         _, message = raw
         properties: dict[str, Any] = message.properties
         headers = properties.get("application_headers", {})
-        return Incoming(
-            self.channel(raw),
-            message.body,
-            properties.get("reply_to"),
-            properties.get("correlation_id"),
-            headers.get(DEADLINE_HEADER),
-            headers,
-        )
+        return incoming_from(self.channel(raw), message.body, properties, headers)
 
     def _take(self, address: Address, message: amqp.Message) -> None:
         self._inbox.append((address, message))

@@ -14,8 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from conductor.broker.results import script
-from conductor.broker.topology import DEADLINE_HEADER, EVENTS, GROUP_REGISTRY, REDIS, event_binding_key
-from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of, missing_right
+from conductor.broker.topology import EVENTS, GROUP_REGISTRY, REDIS, event_binding_key
+from conductor.broker.wire import Address, Incoming, Outgoing, Raw, headers_of, incoming_from, missing_right
 from conductor.core.channels import is_pattern
 
 if TYPE_CHECKING:
@@ -204,14 +204,7 @@ class RedisReceiver(_RedisLink):
         body = message["body"]
         if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body)
-        return Incoming(
-            self.channel(raw),
-            body,
-            properties.get("reply_to"),
-            properties.get("correlation_id"),
-            headers.get(DEADLINE_HEADER),
-            headers,
-        )
+        return incoming_from(self.channel(raw), body, properties, headers)
 
     def _topic_of(self, address: Address) -> bytes:
         key = address.key

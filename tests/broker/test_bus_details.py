@@ -1,6 +1,7 @@
 """What the bus over a broker promises beyond the contract."""
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import kombu
 import pytest
+import redis
 
 from conductor.broker import topology
 from conductor.broker.kombu_bus import KombuMessageBus
@@ -101,6 +103,33 @@ async def test_bytes_that_are_not_even_text_do_no_harm(
         await wait_until(lambda: bus.invalid_count == 1)
     await bus.publish(channel, a_message(1))
     await inbox.has(1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "properties"),
+    [
+        ({}, {"reply_to": "somebody", "correlation_id": [1]}),
+        ({}, {"reply_to": 5}),
+        ({topology.DEADLINE_HEADER: "soon"}, {"reply_to": "somebody"}),
+        ({topology.DEADLINE_HEADER: 10**400}, {"reply_to": "somebody"}),
+        ([1], {}),
+        ({}, None),
+    ],
+    ids=str,
+)
+async def test_on_redis_properties_that_no_message_has_are_invalid(
+    valkey_url: str, headers: object, properties: dict[str, Any] | None
+) -> None:
+    channel, inbox, envelope = unique("properties"), Inbox(), {"headers": headers, "properties": properties}
+    raw = json.dumps(envelope | {"body": a_message(1).model_dump_json()})
+    async with KombuMessageBus(valkey_url) as bus:
+        await bus.subscribe(channel, inbox)
+        with redis.Redis.from_url(valkey_url) as client, kombu_connection(valkey_url) as connection:
+            topic = connection.default_channel._get_publish_topic(topology.EVENTS, channel)
+            assert client.publish(topic, raw)
+        await bus.publish(channel, a_message(2))
+        await inbox.has(2)
+        assert bus.invalid_count == 1
 
 
 async def test_a_plain_kombu_producer_reaches_subscribers(url: str, bus: KombuMessageBus) -> None:

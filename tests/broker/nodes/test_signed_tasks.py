@@ -14,6 +14,7 @@ import redis
 
 from conductor.broker.addresses import Addresses
 from conductor.broker.app import create_app
+from conductor.broker.topology import EVENTS
 from conductor.broker.transport import is_rabbitmq, kombu_connection
 from conductor.client import Conductor
 from conductor.core.channels import agent_channel
@@ -23,7 +24,8 @@ from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import MessageBusError
 from conductor.core.messages import AgentMessage
 from conductor.core.models import TaskDefinition
-from tests.broker.nodes.conftest import SETTINGS, task
+from tests.broker.nodes.conftest import SETTINGS, echo, task
+from tests.broker.nodes.test_hostile_publications import DEEP, envelope, on_redis, publish
 from tests.support.agents import notes
 from tests.support.nodes import AgentNode, Farm
 from tests.support.waiting import wait_until
@@ -294,6 +296,24 @@ async def test_what_nobody_with_a_key_published_reaches_no_agent(
     handle = await conductor.dispatch(task(), agent.agent_id)
     assert (await handle.result(30)).status is TaskStatus.COMPLETED
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"reply_to": "5"}, {"correlation_id": "[1]"}, {"headers": DEEP}], ids=str
+)
+async def test_a_node_with_keys_drops_what_is_no_message(
+    conductor: Conductor, agent: AgentNode, farm: Farm, changes: dict[str, str | None]
+) -> None:
+    url, channel = on_redis(farm), agent_channel(agent.agent_id)
+    stamp = {
+        "conductor_key": "old",
+        "conductor_time": "1",
+        "conductor_nonce": "a.1",
+        "conductor_signature": "0",
+    }
+    raw = envelope(EVENTS, channel, {"headers": json.dumps(stamp)} | changes)
+    assert await asyncio.to_thread(publish, url, EVENTS, channel, raw)
+    await echo(conductor, agent)
 
 
 async def test_keys_are_exchanged_in_the_order_of_the_manual(
