@@ -60,7 +60,8 @@ class Conductor:
     its own lifetime. It has the `dispatch_task` that a WorkflowEngine needs.
 
     `policy_engine`, which belongs to one Conductor, takes the place of the policies in `config`; what is
-    wrong with those is a ConfigurationError. `metrics` takes the numbers of its bus.
+    wrong with those is a ConfigurationError. `metrics` takes the numbers of its bus,
+    and counts tasks that are too large.
     """
 
     def __init__(
@@ -353,7 +354,7 @@ class _Parts:
             key_prefix=config.redis.key_prefix,
             expires_seconds=config.redis.expires_seconds,
         )
-        self.dispatcher = Dispatcher(config, addresses, self.state)
+        self.dispatcher = Dispatcher(config, addresses, self.state, metrics)
         self.dead_letters = DeadLetterQueue(config, addresses.broker_url, addresses.redis_url)
         self.admission: Admission | None = None
 

@@ -30,7 +30,8 @@ from conductor.broker.unclaimed import MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import AgentError, ConductorError, StateError
 from conductor.core.fields import utc_now
-from conductor.core.message_size import check_size
+from conductor.core.message_size import TOO_LARGE, too_large
+from conductor.core.metrics import NO_METRICS, Metrics, refused_as
 from conductor.core.tracing import current_headers, span_of, task_attributes
 from conductor.store.endpoint import read_url
 from conductor.store.link import Link
@@ -55,8 +56,15 @@ UNKNOWN = "UNKNOWN"
 class Dispatcher:
     """Celery's part of a Conductor; lives on one event loop."""
 
-    def __init__(self, config: ConductorConfig, addresses: Addresses, state: StateManager) -> None:
+    def __init__(
+        self,
+        config: ConductorConfig,
+        addresses: Addresses,
+        state: StateManager,
+        metrics: Metrics = NO_METRICS,
+    ) -> None:
         self._config = config
+        self._metrics = metrics
         self._state = state
         self._app = create_app(config, addresses=addresses, set_as_current=False)
         self._broker_url = addresses.broker_url
@@ -264,11 +272,10 @@ class Dispatcher:
             time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
             **display_of_task(task, EXECUTE_TASK),
         )
-        check_size(
-            f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})",
-            task_bytes(message),
-            self._config.bus.max_message_bytes,
-        )
+        size, limit = task_bytes(message), self._config.bus.max_message_bytes
+        if size > limit:
+            self._metrics.message_refused(refused_as(TOO_LARGE))
+            raise too_large(f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})", size, limit)
         return message
 
 

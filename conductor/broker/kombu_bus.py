@@ -24,6 +24,7 @@ from conductor.orchestration.groups import check_membership
 from conductor.orchestration.message_bus import (
     Callback,
     MessageBus,
+    as_question,
     check_callback,
     encode_message,
     not_connected,
@@ -296,25 +297,26 @@ class KombuMessageBus(MessageBus):
         """See `MessageBus.request`."""
         session = self._require("request")
         validate_channel(channel)
-        self._encode(message)
+        question = as_question(message)
+        body = self._encode(question)
         answer_by = time.time() + timeout
 
         def ask(channel: str, question: AgentMessage) -> Awaitable[None]:
             if session.listens_for_answers:
-                return self._ask(session, channel, question, answer_by)
-            return self._listen_and_ask(session, channel, question, answer_by)
+                return self._ask(session, channel, question, body, answer_by)
+            return self._listen_and_ask(session, channel, question, body, answer_by)
 
         with requesting(session.tracing, session.system, channel, message):
-            return await self._pending.ask(channel, message, timeout, ask)
+            return await self._pending.ask(channel, question, timeout, ask)
 
     async def _listen_and_ask(
-        self, session: Session, channel: str, question: AgentMessage, answer_by: float
+        self, session: Session, channel: str, question: AgentMessage, body: bytes, answer_by: float
     ) -> None:
         await session.listen_for_answers()
-        await self._ask(session, channel, question, answer_by)
+        await self._ask(session, channel, question, body, answer_by)
 
     def _ask(
-        self, session: Session, channel: str, question: AgentMessage, answer_by: float
+        self, session: Session, channel: str, question: AgentMessage, body: bytes, answer_by: float
     ) -> asyncio.Future[None]:
         if question.is_expired():
             session.counts.expired()
@@ -326,7 +328,7 @@ class KombuMessageBus(MessageBus):
         return session.publisher.publish(
             EVENTS,
             channel,
-            self._encode(question),
+            body,
             reply_to=self.bus_id,
             correlation_id=question.correlation_id,
             answer_by=answer_by,

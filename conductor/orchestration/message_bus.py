@@ -150,10 +150,7 @@ def encode_message(
     MessageBusError: INVALID_MESSAGE for what is not one, or has no JSON form; MESSAGE_TOO_LARGE for what has
     more bytes than `limit`, which `metrics` counts.
     """
-    if not isinstance(message, AgentMessage):
-        raise MessageBusError(
-            f"Only an AgentMessage can be published, not {type(message).__name__}.", "INVALID_MESSAGE"
-        )
+    _check_kind(message)
     try:
         body = message.__pydantic_serializer__.to_json(message)
     except (PydanticSerializationError, ValueError) as error:
@@ -166,6 +163,19 @@ def encode_message(
         metrics.message_refused(refused_as(TOO_LARGE))
         raise too_large(f"Message {message.message_id}", len(body), limit)
     return body
+
+
+def as_question(message: AgentMessage) -> AgentMessage:
+    """Give what is sent to ask `message`: it has the correlation id of the answers. INVALID_MESSAGE."""
+    _check_kind(message)
+    return message.model_copy(update={"correlation_id": message.correlation_id or message.message_id})
+
+
+def _check_kind(message: AgentMessage) -> None:
+    if not isinstance(message, AgentMessage):
+        raise MessageBusError(
+            f"Only an AgentMessage can be published, not {type(message).__name__}.", "INVALID_MESSAGE"
+        )
 
 
 def check_callback(callback: Callback) -> None:
@@ -324,9 +334,10 @@ class InMemoryMessageBus(MessageBus):
         """See `MessageBus.request`."""
         self._require_connected("request")
         validate_channel(channel)
-        encode_message(message, self._max_message_bytes, self._metrics)
+        question = as_question(message)
+        encode_message(question, self._max_message_bytes, self._metrics)
         with requesting(self._tracing, IN_MEMORY, channel, message):
-            return await self._pending.ask(channel, message, timeout, self.publish)
+            return await self._pending.ask(channel, question, timeout, self.publish)
 
     def _group(self, channel: str, name: str) -> MemoryGroup:
         if (channel, name) not in self._groups:

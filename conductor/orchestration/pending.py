@@ -37,7 +37,7 @@ class PendingRequests:
     async def ask(
         self, channel: str, message: AgentMessage, timeout: float, publish: Publish
     ) -> AgentMessage:
-        """Give `publish` a correlated copy of `message`, and return the first answer to it.
+        """Give `publish` the `message`, which has a correlation id, and return the first answer to it.
 
         No answer after `timeout` seconds is a MessageBusError with code REQUEST_TIMEOUT; nothing stays
         behind, however it ends.
@@ -48,15 +48,14 @@ class PendingRequests:
                 f"timeout must be a number of seconds, not {timeout!r}.", "INVALID_TIMEOUT", details
             )
         correlation_id = message.correlation_id or message.message_id
-        copy = message.model_copy(update={"correlation_id": correlation_id})
-        question = _Question(copy, asyncio.get_running_loop().create_future())
+        question = _Question(message, asyncio.get_running_loop().create_future())
         self._questions.setdefault(correlation_id, []).append(question)
         timer = None
         publishing: asyncio.Future[None] | None = None
         began = time.monotonic()
         outcome = "failed"
         try:
-            publishing = asyncio.ensure_future(publish(channel, copy))
+            publishing = asyncio.ensure_future(publish(channel, message))
             publishing.add_done_callback(partial(_fail_with, question.answer))
             timer = asyncio.get_running_loop().call_later(timeout, _expire, question, channel, timeout)
             answer = await question.answer

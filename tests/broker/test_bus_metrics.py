@@ -7,11 +7,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.client import Conductor
 from conductor.core.channels import BROADCAST, agent_channel, workflow_channel
+from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType
 from conductor.core.exceptions import MessageBusError
 from conductor.core.fields import utc_now
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES
 from conductor.core.messages import AgentMessage
+from conductor.core.models import TaskDefinition
 from conductor.core.prometheus import PrometheusMetrics
 from conductor.core.retry import RetryPolicy
 from conductor.orchestration.message_bus import InMemoryMessageBus, MessageBus
@@ -165,10 +169,44 @@ async def test_a_bus_that_was_given_no_metrics_works(counted: Counted) -> None:
         await inbox.has(1)
 
 
-async def test_what_is_too_large_to_be_sent_is_counted(counted: Counted) -> None:
-    large = a_message(1, payload={"text": "x" * 2_000_000})
+@pytest.mark.parametrize("room", [-1, 0, 100, -1_000_000])
+async def test_what_is_too_large_to_be_asked_is_refused_and_nothing_else(counted: Counted, room: int) -> None:
+    """Also where it would be just small enough without what makes a question of it."""
+    question = a_message(1, correlation_id=None, payload={"text": ""})
+    text = "x" * (DEFAULT_MAX_MESSAGE_BYTES - len(question.model_dump_json()) - room)
+    question.payload["text"] = text
+    added = len(f'"{question.message_id}"') - len("null")
+    fits, channel = room >= added, unique("large")
+
+    async def answer(message: AgentMessage) -> None:
+        await counted.bus.publish(BROADCAST, a_message(2, correlation_id=message.correlation_id))
+
     async with counted.bus:
-        for send in (counted.bus.publish, counted.bus.request):
-            with pytest.raises(MessageBusError):
-                await send(unique("large"), large)
-    await counted.has(2, "messages_refused_total", reason="too_large")
+        await counted.bus.subscribe(channel, answer)
+        if fits:
+            await counted.bus.request(channel, question)
+        else:
+            with pytest.raises(MessageBusError, match=r"more than bus\.max_message_bytes"):
+                await counted.bus.request(channel, question)
+    await counted.has(not fits, "messages_refused_total", reason="too_large")
+    await counted.has(fits, "messages_published_total", channel="other")
+    await counted.has(0, "request_duration_seconds_count", outcome="failed")
+    assert question.correlation_id is None
+
+
+async def test_what_is_too_large_to_be_published_is_counted(counted: Counted) -> None:
+    async with counted.bus:
+        with pytest.raises(MessageBusError):
+            await counted.bus.publish(unique("large"), a_message(1, payload={"text": "x" * 2_000_000}))
+    await counted.has(1, "messages_refused_total", reason="too_large")
+    assert counted.value("messages_published_total", channel="other") == 0
+
+
+async def test_a_task_that_is_too_large_to_be_dispatched_is_counted(valkey_url: str) -> None:
+    registry = CollectorRegistry()
+    metrics, config = PrometheusMetrics(registry), ConductorConfig(broker_url=valkey_url)
+    large = TaskDefinition(name="large", input_data={"text": "x" * DEFAULT_MAX_MESSAGE_BYTES})
+    async with Conductor(config, metrics=metrics) as conductor:
+        with pytest.raises(MessageBusError):
+            await conductor.dispatch(large, "nobody")
+    assert registry.get_sample_value("conductor_messages_refused_total", {"reason": "too_large"}) == 1
