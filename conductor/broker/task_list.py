@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from celery import states
 
 from conductor.broker.records import KEY_PREFIX, record_key, title_in
+from conductor.broker.results import agent_of_node, cancelled
 from conductor.core.enums import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from conductor.core.models import TaskResult
     from conductor.store.link import Link
 
 #: Keys that Redis looks at in one step.
@@ -51,13 +54,26 @@ class TaskRecord:
         return _STATUS.get(self.state)
 
     @property
+    def revoked_result(self) -> TaskResult | None:
+        """The result of a task that was revoked, which nobody may have saved; None for any other."""
+        if self.state != states.REVOKED:
+            return None
+        result = cancelled(self.task_id, agent_of_node(self.node))
+        try:
+            ended = datetime.fromisoformat(str(self.record.get("date_done")))
+        except ValueError:
+            return result
+        ended = ended.replace(tzinfo=ended.tzinfo or UTC)
+        return result.model_copy(update={"started_at": ended, "completed_at": ended})
+
+    @property
     def agent_id(self) -> str:
         """Who does it, or did it."""
         return self.node.partition("@")[0]
 
 
-async def unfinished_tasks(link: Link) -> list[TaskRecord]:
-    """Find the tasks that wait or run, in no order; looks at every record there is. Raises StateError."""
+async def tasks_without_result(link: Link) -> list[TaskRecord]:
+    """Find tasks that wait, run or were revoked, in no order; looks at every record. Raises StateError."""
     found: list[TaskRecord] = []
     async for keys in _scan(link, f"{KEY_PREFIX}*"):
         beginnings = await link.run_all([["GETRANGE", key, 0, len(_ENDED[0])] for key in keys])
@@ -66,7 +82,8 @@ async def unfinished_tasks(link: Link) -> list[TaskRecord]:
             for key, text in zip(keys, beginnings, strict=True)
             if isinstance(text, bytes) and not text.startswith(_ENDED)
         ]
-        found += [task for task in await _read(link, going) if task is not None and task.status is not None]
+        tasks = [task for task in await _read(link, going) if task is not None]
+        found += [task for task in tasks if task.status is not None or task.state == states.REVOKED]
     return found
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from conductor.broker.dead_letter_queue import SHORT_ID
 from conductor.broker.liveness import heartbeat_limit, lives
-from conductor.broker.task_list import TaskRecord, task_records, unfinished_tasks
+from conductor.broker.task_list import TaskRecord, task_records, tasks_without_result
 from conductor.cli.board import STYLES
 from conductor.cli.output import Output
 from conductor.cli.servers import Lookout, looking, servers_of_a_run
@@ -141,8 +141,13 @@ async def _tasks(lookout: Lookout, wanted: Wanted) -> list[dict[str, Any]]:
     """Give the page, and one more if there is one."""
     link = lookout.state.link
     rows: list[dict[str, Any]] = []
-    if wanted.status in (None, TaskStatus.PENDING, TaskStatus.IN_PROGRESS):
-        going = await unfinished_tasks(link)
+    revoked: list[dict[str, Any]] = []
+    if wanted.status in (None, TaskStatus.PENDING, TaskStatus.IN_PROGRESS, TaskStatus.SKIPPED):
+        found = await tasks_without_result(link)
+        revoked = [
+            _of_result(result) | _of_revoked(task) for task in found if (result := task.revoked_result)
+        ]
+        going = [task for task in found if task.status is not None]
         going.sort(key=lambda task: (task.status is not TaskStatus.IN_PROGRESS, task.queue, task.task_id))
         rows += [_of_record(task) for task in going]
     if wanted.status not in (TaskStatus.PENDING, TaskStatus.IN_PROGRESS):
@@ -150,13 +155,21 @@ async def _tasks(lookout: Lookout, wanted: Wanted) -> list[dict[str, Any]]:
         whole = wanted.agent is not None or wanted.workflow is not None
         count = None if whole else wanted.page.end + 1
         results = await lookout.state.list_task_results(status=wanted.status, limit=count)
-        rows += [_of_result(result) for result in results]
+        rows += _with_revoked([_of_result(result) for result in results], revoked)
     begun = {row["task_id"] for row in rows if row["completed_at"] is None}
     rows = [row for row in rows if row["completed_at"] is None or row["task_id"] not in begun]
     rows = [row for row in rows if _is_wanted(row, wanted)]
     rows = rows[wanted.page.offset : wanted.page.end + 1]
     await _add_names(lookout, rows)
     return rows
+
+
+def _with_revoked(ended: list[dict[str, Any]], revoked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put revoked tasks among those that ended; a saved result says more, unless it is of an earlier run."""
+    skipped = {row["task_id"] for row in ended if row["status"] == TaskStatus.SKIPPED.value}
+    more = {row["task_id"]: row for row in revoked if row["task_id"] not in skipped}
+    rows = [row for row in ended if row["task_id"] not in more] + list(more.values())
+    return sorted(rows, key=lambda row: datetime.fromisoformat(row["completed_at"]), reverse=True)
 
 
 def _is_wanted(row: dict[str, Any], wanted: Wanted) -> bool:
@@ -193,6 +206,17 @@ def _of_record(task: TaskRecord) -> dict[str, Any]:
         "completed_at": None,
         "duration_seconds": None,
         "error": None,
+    }
+
+
+def _of_revoked(task: TaskRecord) -> dict[str, Any]:
+    """What a record tells of a revoked task besides its result."""
+    return {
+        "name": task.name,
+        "agent_id": task.agent_id,
+        "queue": task.queue,
+        "workflow_id": task.workflow_id,
+        "retries": task.retries,
     }
 
 

@@ -132,8 +132,11 @@ def _task(
     trouble: str,
 ) -> View:
     status = record.status if record is not None else None
+    revoked = record.revoked_result if record is not None else None
     if status is not None:
         result = None  # That of a run before this one.
+    elif revoked is not None and (result is None or result.status is not revoked.status):
+        result, status = revoked, revoked.status
     elif result is not None:
         status = result.status
     error = result.metadata.get("error") if result is not None else None
@@ -144,7 +147,9 @@ def _task(
         "task_id": task_id,
         "name": record.name if record is not None else "",
         "status": status.value if status is not None else record and record.state,
-        "agent_id": result.agent_id if result is not None else (record and record.agent_id) or None,
+        "agent_id": result.agent_id
+        if result not in (None, revoked)
+        else (record and record.agent_id) or None,
         "queue": record.queue if record is not None else None,
         "workflow_id": workflow_id,
         "retries": record.retries if record is not None else None,

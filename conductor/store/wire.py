@@ -126,9 +126,11 @@ class Wire(asyncio.Protocol):
         self._waiting.extend(futures)
         try:
             await futures[-1]
-        except ConnectionLostError:
+        except (ConnectionLostError, asyncio.CancelledError):
             for future in futures:
-                future.exception()
+                # Nobody asks for the others any more.
+                if not future.cancel() and not future.cancelled():
+                    future.exception()
             raise
         return [future.result() for future in futures]
 
