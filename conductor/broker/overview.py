@@ -11,6 +11,7 @@ from conductor.broker import topology
 from conductor.broker.liveness import heartbeat_age, heartbeat_limit, is_over, lives
 from conductor.broker.queue_depths import QueueDepth, read_queue_depths
 from conductor.broker.shared_breaker import breaker_of
+from conductor.broker.task_list import task_records
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import ConductorError
 from conductor.core.urls import mask_url
@@ -48,6 +49,8 @@ class Overview:
     queues: list[QueueDepth] = field(default_factory=list)
     breakers: dict[AgentType, CircuitBreakerState] = field(default_factory=dict)
     """Those that are not closed."""
+    held: dict[str, str] = field(default_factory=dict)
+    """Tasks that have not ended and are with agents that are silent, each with the queue it came from."""
 
     @property
     def dead_letters(self) -> int | None:
@@ -74,6 +77,7 @@ class Overview:
         ]
         if self.store.error is None:
             found += [text for queue in self.queues if (text := self._forsaken(queue))]
+            found += [text for agent in self.agents if (text := self._stuck(agent))]
         return found
 
     def warnings(self) -> list[str]:
@@ -94,11 +98,24 @@ class Overview:
     def _forsaken(self, queue: QueueDepth) -> str | None:
         if not queue.ready or (queue.agent_id is None and queue.agent_type is None):
             return None
-        takers = {queue.agent_id, queue.agent_type}
-        if any(self.lives(agent) and {agent.agent_id, agent.agent_type} & takers for agent in self.agents):
+        served = self._served(queue)
+        if served and queue.consumers != 0:
             return None
         tasks = "1 task waits" if queue.ready == 1 else f"{queue.ready} tasks wait"
+        if served:
+            return f"{tasks} in {queue.name}, which no node consumes, though agents live"
         return f"{tasks} in {queue.name}, and no agent that is running takes them"
+
+    def _stuck(self, agent: AgentState) -> str | None:
+        task_id = agent.current_task_id
+        if self.lives(agent) or task_id not in self.held or self._served(QueueDepth(self.held[task_id], 0)):
+            return None
+        who = f"agent {agent.agent_id}, which is silent"
+        return f"task {task_id} is with {who}, and no agent that is running takes it over"
+
+    def _served(self, queue: QueueDepth) -> bool:
+        takers = {queue.agent_id, queue.agent_type}
+        return any(self.lives(agent) and {agent.agent_id, agent.agent_type} & takers for agent in self.agents)
 
 
 async def look_around(config: ConductorConfig, addresses: Addresses) -> Overview:
@@ -129,6 +146,10 @@ async def _read_store(config: ConductorConfig, addresses: Addresses, overview: O
     )
     async with state:
         overview.agents = sorted(await state.list_agent_states(), key=lambda agent: agent.agent_id)
+        silent = [agent for agent in overview.agents if not (overview.lives(agent) or is_over(agent))]
+        tasks = [agent.current_task_id for agent in silent if agent.current_task_id]
+        records = await task_records(state.link, tasks)
+        overview.held = {task.task_id: task.queue for task in records if task and task.status is not None}
         breakers = {kind: breaker_of(state.link, kind, config) for kind in AgentType}
         states = await asyncio.gather(*(breaker.state() for breaker in breakers.values()))
         found = zip(breakers, states, strict=True)

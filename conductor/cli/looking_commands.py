@@ -24,14 +24,19 @@ Offset = Annotated[int, typer.Option(min=0, help="How many to pass over.")]
 
 
 @app.command(rich_help_panel=PANEL)
-def status(context: typer.Context, watch: Watch = None, as_json: Json = False) -> None:
+def status(
+    context: typer.Context,
+    watch: Watch = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings as well.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show servers, agents, queues and dead letters; the exit code is 0 if nothing is wrong, else 1."""
     from conductor.cli.status import show_status
 
     output = Output(as_json=as_json)
     execute(
         context.obj,
-        lambda config: show_status(config, output, watch),
+        lambda config: show_status(config, output, watch, strict=strict),
         ends_with_signal=watch is not None,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from conductor.broker.addresses import Addresses, find_addresses, uses_embedded
+from conductor.broker.addresses import find_addresses, uses_embedded
 from conductor.broker.liveness import heartbeat_age
 from conductor.broker.overview import Overview, Server, look_around
 from conductor.cli.execution import FAILED
@@ -19,8 +19,8 @@ from conductor.core.state import AgentState
 PROBLEM_STYLE, WARNING_STYLE, FINE_STYLE = "bold red", "yellow", "green"
 
 
-async def show_status(config: ConductorConfig, output: Output, every: float | None) -> int:
-    """Show it; 0 if nothing is wrong, 1 if something is."""
+async def show_status(config: ConductorConfig, output: Output, every: float | None, *, strict: bool) -> int:
+    """Show it; 0 if nothing is wrong, 1 if something is, or with `strict` if there is a warning."""
 
     async def look() -> View:
         try:
@@ -30,7 +30,7 @@ async def show_status(config: ConductorConfig, output: Output, every: float | No
                 raise
             return _nothing(error.message)
         overview = await look_around(config, addresses)
-        return _view(config, addresses, overview, narrow=output.is_narrow)
+        return _view(config, overview, narrow=output.is_narrow, strict=strict)
 
     return await present(output, look, every)
 
@@ -49,11 +49,12 @@ def _nothing(problem: str) -> View:
     return View(data, [_line("problem", problem, PROBLEM_STYLE)], FAILED)
 
 
-def _view(config: ConductorConfig, addresses: Addresses, overview: Overview, *, narrow: bool) -> View:
+def _view(config: ConductorConfig, overview: Overview, *, narrow: bool, strict: bool) -> View:
     problems, warnings = overview.problems(), overview.warnings()
+    healthy = not problems and not (strict and warnings)
     store = _server_data(overview.store)
     data = {
-        "healthy": not problems,
+        "healthy": healthy,
         "broker": _server_data(overview.broker),
         "backend": store,
         "state": store,
@@ -77,9 +78,9 @@ def _view(config: ConductorConfig, addresses: Addresses, overview: Overview, *, 
         *(_line("problem", text, PROBLEM_STYLE) for text in problems),
         *(_line("warning", text, WARNING_STYLE) for text in warnings),
     ]
-    if not problems:
+    if healthy:
         parts.append(Text("healthy", FINE_STYLE))
-    return View(data, parts, FAILED if problems else 0)
+    return View(data, parts, 0 if healthy else FAILED)
 
 
 def _server_data(server: Server) -> dict[str, Any]:

@@ -6,19 +6,24 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import redis
+import yaml
 
 from conductor.core.enums import AgentType, TaskStatus
-from conductor.core.fields import new_id
+from conductor.core.fields import new_id, utc_now
 from conductor.core.models import TaskResult
 from conductor.core.state import AgentState, WorkflowState
+from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
 from tests.support.cli import COMMAND, background, conductor, environment
-from tests.support.places import AGENTS, Place, place_on
+from tests.support.places import AGENTS, Place, own_servers, place_on
 from tests.support.projects import write_files
 from tests.support.waiting import wait_until_sync
 
@@ -120,6 +125,29 @@ def test_tasks_are_seen_running_waiting_and_ended(place: Place) -> None:
     assert place.json("tasks", "--limit", "1", "--offset", "1") == place.json("tasks", "--limit", "2")[1:]
 
 
+def test_a_task_that_celery_revoked_while_it_waited_is_shown_as_skipped(place: Place) -> None:
+    with busy(place, "in the way"):
+        task_id = place.json("dispatch", "--agent", "loud-1", "--name", "unwanted", "--no-wait")["task_id"]
+        celery = [sys.executable, "-m", "celery", "-A", "workers", "control", "revoke", task_id]
+        subprocess.run(
+            celery,
+            env=environment(place.data),
+            cwd=place.directory,
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+    wait_until_sync(
+        lambda: place.json("show", task_id)["status"] not in ("pending", "in_progress"), timeout=30
+    )
+    shown = place.json("show", task_id)
+    assert (shown["status"], shown["result"]["error_message"]) == ("skipped", "The task was cancelled.")
+    for options in ([], ["--status", "skipped"]):
+        [row] = [row for row in place.json("tasks", *options) if row["task_id"] == task_id]
+        assert (row["status"], row["agent_id"]) == ("skipped", shown["agent_id"])
+    assert task_id not in [row["task_id"] for row in place.json("tasks", "--status", "failed")]
+
+
 def test_a_failed_task_is_shown_with_its_traceback_and_dead_letter(place: Place) -> None:
     place.run("dispatch", "--agent", "loud-1", "--name", "silence", code=1)
     row = next(row for row in place.json("tasks", "--status", "failed") if row["name"] == "silence")
@@ -213,6 +241,22 @@ def test_half_of_the_servers_is_shown_while_the_other_is_away(
     assert (status["dead_letters"] is None) == (away == "broker")
 
 
+def test_a_server_that_is_frozen_is_a_problem_and_nothing_else_is_written(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "valkey") as server:
+        with redis.Redis.from_url(server.url) as client:
+            pid = int(client.info()["process_id"])
+        url = f"{server.url.rpartition('/')[0]}/1"
+        settings = f"broker_url: {url}\nredis: {{url: {url}}}\nbus: {{connect_timeout: 1}}\n"
+        write_files(tmp_path, {"conductor.yaml": settings})
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            done = conductor(tmp_path / "data", "status", "--json", cwd=tmp_path)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert len(json.loads(done.stdout)["problems"]) == 2
+
+
 def test_what_is_known_is_shown_while_the_broker_is_away(tmp_path: Path, valkey_url: str) -> None:
     url, ids = f"{valkey_url.rpartition('/')[0]}/12", [new_id() for _ in range(3)]
 
@@ -239,6 +283,67 @@ def test_what_is_known_is_shown_while_the_broker_is_away(tmp_path: Path, valkey_
     done = conductor(tmp_path / "data", "show", new_id(), cwd=tmp_path)
     assert done.returncode == 1
     assert "The broker cannot be reached to look for a dead letter" in done.stderr
+
+
+def give_sign(url: str, agent_id: str) -> None:
+    """Have a coding agent be alive, as its heartbeat says."""
+
+    async def save() -> None:
+        async with RedisStateManager(url) as state:
+            beat = utc_now() + timedelta(minutes=1)  # The machine may be slow.
+            await state.save_agent_state(
+                AgentState(agent_id=agent_id, agent_type=AgentType.CODING, last_heartbeat=beat)
+            )
+
+    asyncio.run(save())
+
+
+@pytest.mark.parametrize("target", ["--type=coding", "--agent=loud-1"])
+def test_a_task_with_a_silent_node_is_a_problem_unless_another_can_take_it(
+    target: str, tmp_path: Path
+) -> None:
+    """The task of a type's queue is for any agent of the type, that of an agent's own queue for it alone."""
+    with place_on("valkey", tmp_path, "node:\n  heartbeat_interval: 0.2\n") as place:
+        url, go = yaml.safe_load((tmp_path / "conductor.yaml").read_text())["broker_url"], tmp_path / "go"
+        sent = place.json("dispatch", target, "--no-wait", "-i", f"wait_for={go}", "-i", "say=x")
+        task_id = sent["task_id"]
+        wait_until_sync(lambda: place.json("show", "loud-1")["current_task_id"] == task_id, timeout=30)
+        assert place.json("status")["problems"] == []
+        pid = int(place.json("show", "loud-1")["state"]["metadata"]["pid"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until_sync(lambda: not place.json("show", "loud-1")["alive"], timeout=30, interval=0.2)
+            stuck = f"task {task_id} is with agent loud-1, which is silent, and no agent that is running"
+            stuck += " takes it over"
+            assert place.json("status", code=1)["problems"] == [stuck]
+            give_sign(url, "calm-1")
+            status = place.json("status", code=None)
+            assert status["problems"] == ([] if "type" in target else [stuck])
+        finally:
+            go.touch()
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_queue_of_rabbitmq_that_a_living_agent_does_not_consume_is_a_problem(tmp_path: Path) -> None:
+    with own_servers("rabbitmq", tmp_path) as addresses:
+        settings = f"broker_url: {addresses.broker_url}\nredis: {{url: {addresses.redis_url}}}\n"
+        write_files(tmp_path, {"conductor.yaml": settings})
+        conductor(tmp_path / "data", "dispatch", "--type", "coding", "--no-wait", cwd=tmp_path)
+        give_sign(addresses.redis_url, "deaf")
+        done = conductor(tmp_path / "data", "status", "--json", cwd=tmp_path)
+    problem = "1 task waits in conductor.type.coding, which no node consumes, though agents live"
+    assert (json.loads(done.stdout)["problems"], done.returncode) == ([problem], 1), done.stdout
+
+
+def test_warnings_are_a_problem_to_who_is_strict(tmp_path: Path, valkey_url: str) -> None:
+    url = f"{valkey_url.rpartition('/')[0]}/11"
+    settings = f"broker_url: {url}\nredis: {{url: {url}}}\n"
+    write_files(tmp_path, {"conductor.yaml": settings})
+    for options, healthy in ([], True), (["--strict"], False):
+        done = conductor(tmp_path / "data", "status", "--json", *options, cwd=tmp_path)
+        status = json.loads(done.stdout)
+        assert (status["problems"], status["warnings"]) == ([], ["no agent is running"])
+        assert (status["healthy"], done.returncode == 0) == (healthy, healthy)
 
 
 def test_a_node_that_died_is_seen_by_its_heartbeat(tmp_path: Path) -> None:

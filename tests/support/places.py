@@ -88,13 +88,13 @@ def own_servers(kind: str, directory: Path) -> Iterator[Addresses]:
 
 
 @contextmanager
-def place_on(kind: str, directory: Path) -> Iterator[Place]:
-    """An agent loud-1 on the embedded server, on a Valkey, or on RabbitMQ."""
+def place_on(kind: str, directory: Path, more: str = "") -> Iterator[Place]:
+    """An agent loud-1 on the embedded server, on a Valkey, or on RabbitMQ, with `more` settings."""
     with contextlib.ExitStack() as stack:
-        settings = ""
+        settings = more
         if kind != "embedded":
             addresses = stack.enter_context(own_servers(kind, directory))
-            settings = f"broker_url: {addresses.broker_url}\nredis:\n  url: {addresses.redis_url}\n"
+            settings += f"broker_url: {addresses.broker_url}\nredis:\n  url: {addresses.redis_url}\n"
         write_files(directory, {"loud.py": AGENTS, "conductor.yaml": settings})
         up = stack.enter_context(
             background(directory / "data", "up", "--agents", "loud:loud", "--json", cwd=directory)
