@@ -23,6 +23,9 @@ DESCRIBE = "conductor_describe"
 
 ONE_PROCESS = "An agent node has one process for its agents: for more or less, start or end nodes."
 OWN_QUEUES = "An agent node consumes the queues of its agents and no others: start a node with another agent."
+ALL_QUEUES = "An agent node consumes all queues of its agents: to have it take nothing more, end the node."
+OWN_RATE = "An agent node takes tasks as fast as it does them: to limit their rate, use policies."
+OWN_TIME = "An agent node goes by the timeout of each task, which its definition says."
 
 
 def register() -> None:
@@ -34,6 +37,9 @@ def register() -> None:
     _refuse(control.pool_grow, ONE_PROCESS)
     _refuse(control.pool_shrink, ONE_PROCESS)
     _refuse(control.add_consumer, OWN_QUEUES)
+    _refuse(control.cancel_consumer, ALL_QUEUES)
+    _refuse(control.rate_limit, OWN_RATE)
+    _refuse(control.time_limit, OWN_TIME)
 
 
 def _refuse(command: Callable[..., Any], sentence: str) -> None:

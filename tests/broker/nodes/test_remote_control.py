@@ -16,6 +16,9 @@ from tests.support.nodes import AgentNode, Farm, run_celery
         (["pool_grow", "2"], "one process for its agents"),
         (["pool_shrink"], "one process for its agents"),
         (["add_consumer", "conductor.type.review"], "the queues of its agents and no others"),
+        (["cancel_consumer", "conductor.type.coding"], "consumes all queues of its agents"),
+        (["rate_limit", "conductor.execute_task", "1/h"], "to limit their rate, use policies"),
+        (["time_limit", "conductor.execute_task", "0.01", "0.01"], "the timeout of each task"),
         (["autoscale", "3", "1"], "Autoscale not enabled"),
     ],
 )
