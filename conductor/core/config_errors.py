@@ -132,7 +132,22 @@ def source_of(loc: tuple[int | str, ...], path: Path | None, env_prefix: str) ->
         wanted = env_prefix + "__".join(str(part) for part in loc[:depth]).upper()
         if wanted in variables:
             return f"environment variable {variables[wanted]}"
+    # What is wrong with a whole section may be due to any of its keys.
+    section = env_prefix + "__".join(str(part) for part in loc).upper() + "__"
+    inner = [
+        f"environment variable {variables[name]}" for name in sorted(variables) if name.startswith(section)
+    ]
+    if loc and inner:
+        return " and ".join([*inner, *([f"file {str(path)!r}"] if path and _sets(path, loc) else [])])
     return f"file {str(path)!r}" if path else "the arguments or the environment"
+
+
+def _sets(path: Path, loc: tuple[int | str, ...]) -> bool:
+    """Tell whether a file that could be read says something of a key."""
+    value: Any = read_yaml(path)
+    for part in loc:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value is not None
 
 
 def _sentence(problem: ErrorDetails, model: type[BaseModel], source: str) -> str:

@@ -181,7 +181,8 @@ def test_heartbeats_from_the_future_and_of_the_dead(tmp_path: Path) -> None:
         assert found["clock of early"]["level"] == "problem"
         assert "started again" in found["clock of early"]["meaning"]
         assert found["lost nodes"]["level"] == "warning"
-        assert found["lost nodes"]["meaning"].startswith("late worked on a task")
+        assert found["lost nodes"]["meaning"].startswith("late worked on a task and sent no heartbeat for 36")
+        assert "a task of its own queue waits for it" in found["lost nodes"]["advice"]
 
 
 def test_no_node_at_all(tmp_path: Path) -> None:
@@ -246,10 +247,29 @@ def test_servers_that_are_not_there(tmp_path: Path, scheme: str) -> None:
     assert "CONDUCTOR_REDIS__URL" in found["state store"]["advice"]
 
 
+def test_a_virtual_host_that_there_is_not(tmp_path: Path, rabbitmq_url: str, valkey_url: str) -> None:
+    address = f"{rabbitmq_url.rpartition('/')[0]}/nowhere"
+    found = findings(doctor(tmp_path, CONDUCTOR_BROKER_URL=address, CONDUCTOR_REDIS__URL=valkey_url))[
+        "broker"
+    ]
+    assert found["level"] == "problem"
+    assert "rabbitmqctl add_vhost nowhere" in found["advice"]
+    assert "CONDUCTOR_BROKER_URL" in found["advice"]
+
+
 def test_no_server_configured(tmp_path: Path) -> None:
     found = findings(doctor(tmp_path))["servers"]
     assert found["level"] == "problem"
     assert "conductor up" in found["advice"]
+
+
+@pytest.mark.parametrize("in_file", ["", "work: {touch_interval: 3}\n"])
+def test_settings_that_do_not_fit_each_other_name_all_that_set_them(tmp_path: Path, in_file: str) -> None:
+    (tmp_path / "conductor.yaml").write_text(f"broker_url: {NOWHERE}\n{in_file}")
+    found = findings(doctor(tmp_path, CONDUCTOR_WORK__VISIBILITY_TIMEOUT="2"))["settings"]
+    assert found["level"] == "problem"
+    assert "environment variable CONDUCTOR_WORK__VISIBILITY_TIMEOUT" in found["meaning"]
+    assert ("conductor.yaml" in found["meaning"]) == bool(in_file)
 
 
 @pytest.mark.parametrize("where", ["variable", "file", "missing"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import redis
+from amqp.exceptions import NotAllowed
 from redis.exceptions import RedisError
 from rich.table import Table
 from rich.text import Text
@@ -140,11 +142,11 @@ def _unreachable(check: str, url: str, error: Exception) -> Finding:
             check, f"{mask_url(url)} cannot be used: {trouble.what}.", f"In {variable}: {trouble.advice}."
         )
     reason = str(error).strip() or type(error).__name__
-    return problem(
-        check,
-        f"{mask_url(url)} cannot be used: {reason.rstrip('.')}.",
-        f"Start the server, or correct address and password: {variable}.",
-    )
+    advice = f"Start the server, or correct address and password: {variable}."
+    if isinstance(error, NotAllowed):
+        name = unquote(urlsplit(url).path[1:]) or "/"
+        advice = f"Make the virtual host, 'rabbitmqctl add_vhost {name}', or correct its name: {variable}."
+    return problem(check, f"{mask_url(url)} cannot be used: {reason.rstrip('.')}.", advice)
 
 
 def _sentence(text: str) -> str:

@@ -48,7 +48,7 @@ def check_agents(agents: list[AgentState], config: ConductorConfig) -> list[Find
     limit = heartbeat_limit(config)
     living = sorted(agent.agent_id for agent in agents if lives(agent, limit))
     gone = sorted(
-        agent.agent_id
+        f"{agent.agent_id} worked on a task and sent {_silence(agent)}"
         for agent in agents
         if agent.agent_id not in living and agent.status is AgentStatus.RUNNING
     )
@@ -57,9 +57,9 @@ def check_agents(agents: list[AgentState], config: ConductorConfig) -> list[Find
         findings.append(
             warning(
                 "lost nodes",
-                f"{', '.join(gone)} worked on a task and sent no heartbeat for {limit:g} s: the node is "
-                "gone, or its machine's clock is behind.",
-                "Look at that machine; another node takes the task over, if one of the type runs.",
+                f"{'; '.join(gone)}: the node is gone, or its machine's clock is behind.",
+                "Look at that machine. A task of its type's queue is taken over by another node of the type, "
+                "if one runs; a task of its own queue waits for it.",
             )
         )
     ages = {agent.agent_id: heartbeat_age(agent) or 0 for agent in agents}
@@ -68,6 +68,11 @@ def check_agents(agents: list[AgentState], config: ConductorConfig) -> list[Find
         if clock.advice:
             findings.append(clock)
     return findings
+
+
+def _silence(agent: AgentState) -> str:
+    age = heartbeat_age(agent)
+    return "no heartbeat ever" if age is None else f"no heartbeat for {age:.0f} s"
 
 
 def _told_living(living: list[str]) -> Finding:
