@@ -35,7 +35,7 @@ async def run_flower(
     environment = node_environment(config, addresses, "")
     if basic_auth is not None:
         environment[AUTH_VARIABLE] = basic_auth
-    output.note(f"Flower is on http://{address}:{port}; Ctrl-C ends it")
+    output.note(f"Flower starts on http://{address}:{port}; Ctrl-C ends it")
     command = [sys.executable, "-m", "celery", "-A", BARE_APP, "flower"]
     command += [f"--address={address}", f"--port={port}", *options]
     os.execve(sys.executable, command, environment)  # noqa: S606 - there is no shell in between

@@ -12,7 +12,6 @@ from conductor.cli.output import Output
 from conductor.cli.running import find_run
 from conductor.cli.servers import Lookout, looking, servers_of_a_run
 from conductor.core.config import ConductorConfig
-from conductor.core.enums import TaskStatus
 from conductor.core.exceptions import StateError
 
 #: Seconds between two looks for new events.
@@ -70,7 +69,9 @@ async def _events(
 
 def _line(event: dict[str, Any]) -> Text:
     moment = datetime.fromisoformat(event["at"]).astimezone()
-    name, status = str(event["event"]), str(event["status"])
+    name, message = str(event["event"]), " ".join(str(event.get("message") or "").split())
+    # The status is that of the run, or of the task; the end of a phase has its own in the message.
+    status, message = (message, "") if name == "phase_ended" and message else (str(event["status"]), message)
     said = [event.get("phase") if name.startswith("phase") else None, event.get("task_name")]
     if round_number := event.get("feedback_round"):
         said.append(f"(feedback {round_number})")
@@ -78,8 +79,10 @@ def _line(event: dict[str, Any]) -> Text:
         said.append(f"by {event['agent_id']}")
     if (seconds := event.get("duration_seconds")) is not None:
         said.append(f"in {seconds:.1f} s")
-    if event.get("message"):
-        said.append(f": {' '.join(str(event['message']).split())}")
+    if message:
+        said.append(f": {message}")
     text = Text(f"{moment:%Y-%m-%d %H:%M:%S}  ", "dim").append(f"{name:<17} ", "bold")
-    text.append(f"{status:<12}", STYLES.get(TaskStatus(status), ""))
+    text.append(
+        f"{status:<12}", next((style for known, style in STYLES.items() if known.value == status), "")
+    )
     return text.append(" ".join(str(word) for word in said if word).replace(" : ", ": "))

@@ -80,6 +80,8 @@ def test_a_run_is_followed_from_its_beginning_to_its_end_and_looked_at_afterward
     [failure] = [event for event in map(json.loads, past.stdout.splitlines()) if event.get("error_code")]
     assert (failure["task_name"], failure["error_code"]) == ("wrong", "UNKNOWN_ERROR")
     assert "task_ended        failed" in text
+    phase = next(line for line in text.splitlines() if "phase_ended" in line)
+    assert phase.endswith("phase_ended       failed      development")
     assert "wrong by patient-1 in 0.0 s: ValueError: no such luck" in text
 
 
