@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from pydantic import BaseModel
 
@@ -10,7 +11,8 @@ from conductor.core.config import ConductorConfig
 from workers.agents import AGENTS
 from workers.agents.thresholds import THRESHOLDS
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def names(model: type[BaseModel], prefix: str = "") -> set[str]:
@@ -20,6 +22,12 @@ def names(model: type[BaseModel], prefix: str = "") -> set[str]:
         section = isinstance(kind, type) and issubclass(kind, BaseModel)
         found |= names(kind, f"{prefix}{name}.") if section else {prefix + name}
     return found
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.stem)
+def test_every_table_is_in_one_piece(page: Path) -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE)
+    assert [table for table in tables if not re.match(r".*\n\|[-| ]+\n", table)] == []
 
 
 def test_every_setting_is_documented_and_no_other() -> None:
