@@ -9,11 +9,13 @@ from pytest_celery import CeleryTestSetup
 
 from conductor.broker.addresses import Addresses
 from conductor.client import Conductor
+from conductor.core.channels import ERRORS
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.enums import AgentType, TaskStatus
 from conductor.core.models import TaskDefinition
 from tests.support import rabbitmq
 from tests.support.agents import TEST_IS_OVER
+from tests.support.buses import Inbox
 from tests.support.nodes import AgentNode, Farm
 
 #: Short, so that what a killed node held is back soon.
@@ -40,6 +42,7 @@ ON_QUORUM_QUEUES = (
     "test_limits",
     "test_plain_celery",
     "test_redelivery",
+    "test_unfinished_failures",
 )
 
 
@@ -167,6 +170,19 @@ def task(
 async def letters_of(conductor: Conductor, task_id: str) -> list[DeadLetter]:
     """Find the dead letters of a task."""
     return [one for one in await conductor.dead_letters.list(limit=None) if one.task_id == task_id]
+
+
+async def the_letter(conductor: Conductor, task_id: str) -> DeadLetter:
+    """The one letter of a task, which is there when its failure is told."""
+    (letter,) = await letters_of(conductor, task_id)
+    return letter
+
+
+@pytest.fixture
+async def escalated(conductor: Conductor) -> Inbox:
+    inbox = Inbox()
+    await conductor.bus.subscribe(ERRORS, inbox)
+    return inbox
 
 
 async def echo(conductor: Conductor, agent: AgentNode) -> None:
