@@ -91,13 +91,14 @@ def _keys() -> Iterator[asyncio.Event]:
 async def _look(config: ConductorConfig, addresses: Addresses, events: TaskEvents, *, narrow: bool) -> View:
     overview = await look_around(config, addresses)
     figures, problems = events.figures(), overview.problems()
+    heard = events.error is None and overview.broker.error is None
     if events.error is not None and overview.broker.error is None:
         problems.append(f"events of tasks are not heard: {events.error}")
     agents = [(agent, overview.lives(agent)) for agent in overview.agents]
     loads = {agent.agent_id: events.load_of(agent.agent_id) for agent, alive in agents if alive}
     data: dict[str, Any] = {
         "window_seconds": WINDOW,
-        "tasks_per_second": {name: round(rate, 3) for name, rate in figures.rates.items()},
+        "tasks_per_second": {name: round(rate, 3) if heard else None for name, rate in figures.rates.items()},
         "wait_seconds": figures.waited,
         "run_seconds": figures.ran,
         "queues": [{"name": queue.name, "ready": queue.ready} for queue in overview.queues],
@@ -105,12 +106,13 @@ async def _look(config: ConductorConfig, addresses: Addresses, events: TaskEvent
         "breakers": {kind.value: state.value for kind, state in overview.breakers.items()},
         "problems": problems,
     }
-    return View(data, _parts(overview, figures, problems, narrow=narrow), int(bool(problems)))
-
-
-def _parts(overview: Overview, figures: Figures, problems: list[str], *, narrow: bool) -> list[Table | Text]:
     parts: list[Table | Text] = [Text(text, PROBLEM_STYLE) for text in problems]
-    parts += [_figures_table(figures), Text()]
+    parts += [_figures_table(figures, heard=heard), Text(), *_parts(overview, narrow=narrow)]
+    return View(data, parts, int(bool(problems)))
+
+
+def _parts(overview: Overview, *, narrow: bool) -> list[Table | Text]:
+    parts: list[Table | Text] = []
     if overview.queues:
         queues = table_of("queue", "waiting", right=("waiting",))
         for queue in sorted(overview.queues, key=lambda queue: -queue.ready):
@@ -123,13 +125,14 @@ def _parts(overview: Overview, figures: Figures, problems: list[str], *, narrow:
     return parts
 
 
-def _figures_table(figures: Figures) -> Table:
+def _figures_table(figures: Figures, *, heard: bool) -> Table:
+    """Show figures; there are no rates while nothing is heard of the nodes."""
     table = table_of("tasks", "per second", "latency", "p50", "p95", right=("per second", "p50", "p95"))
     latencies = [("waited", figures.waited), ("ran", figures.ran)]
     for number, (name, rate) in enumerate(figures.rates.items()):
         label, values = latencies[number] if number < len(latencies) else ("", {})
         shown = [_seconds(values[key]) if values else "" for key in ("p50", "p95")]
-        table.add_row(name, f"{rate:.2f}", label, *shown)
+        table.add_row(name, f"{rate:.2f}" if heard else "-", label, *shown)
     return table
 
 

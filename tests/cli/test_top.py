@@ -1,8 +1,10 @@
 """`conductor top` on a terminal and without one, with nodes that work."""
 
 import asyncio
+import json
 import os
 import pty
+import re
 import subprocess
 import termios
 import threading
@@ -131,5 +133,9 @@ def test_one_snapshot_without_a_terminal(tmp_path: Path) -> None:
     done = conductor(tmp_path / "data", "top", "--once", "--interval", "0.2", cwd=tmp_path)
     assert done.returncode == 1
     assert "the broker at redis://:***@127.0.0.1:1/0 cannot be reached" in done.stdout
+    assert re.search(r"^started +- ", done.stdout, re.MULTILINE)
+    assert "0.00" not in done.stdout
+    told = conductor(tmp_path / "data", "top", "--once", "--interval", "0.2", "--json", cwd=tmp_path)
+    assert set(json.loads(told.stdout)["tasks_per_second"].values()) == {None}
     assert "hidden-word" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
