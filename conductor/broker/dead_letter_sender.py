@@ -7,15 +7,19 @@ import threading
 from typing import TYPE_CHECKING
 
 from conductor.broker.dead_letters import announcement, publish_dead_letter
+from conductor.broker.results import UNKNOWN_AGENT
 from conductor.broker.signing import Seals
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.topology import EVENTS
 from conductor.broker.transport import connect, disconnect, kombu_connection
 from conductor.broker.wire import Outgoing, open_sender, seal
 from conductor.core.channels import DLQ
+from conductor.core.log_ids import IDS, bound_ids
 from conductor.core.metrics import NO_METRICS, Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kombu import Connection, Producer
 
     from conductor.broker.signing import Signer
@@ -55,21 +59,22 @@ class DeadLetterSender:
 
         MessageBusError, code BROKER_UNAVAILABLE; the letter may have arrived nevertheless.
         """
-        with self._lock:
-            self._put(letter)
-            self._metrics.dead_letter(letter.reason.value)
-            # One about a message on the channel of letters would come there as well, and fail there again.
-            if letter.channel != DLQ:
-                self._announce(letter)
-        logger.warning(
-            "Dead letter %s (%s): task %s of agent %s, %s: %s",
-            letter.letter_id,
-            letter.reason,
-            letter.task_id,
-            letter.agent_id,
-            letter.error_code,
-            letter.error_message,
-        )
+        ids = _ids_of(letter)
+        with bound_ids(ids):
+            with self._lock:
+                self._put(letter)
+                self._metrics.dead_letter(letter.reason.value)
+                # One about a message on the channel of letters would come and fail there again.
+                if letter.channel != DLQ:
+                    self._announce(letter)
+            logger.warning(
+                "Dead letter %s (%s): %s, %s: %s",
+                letter.letter_id,
+                letter.reason,
+                _subject(letter, ids),
+                letter.error_code,
+                letter.error_message,
+            )
 
     def close(self) -> None:
         """Close the connection."""
@@ -128,3 +133,18 @@ class DeadLetterSender:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             disconnect(connection)
+
+
+def _ids_of(letter: DeadLetter) -> dict[str, str | None]:
+    """Give what is known: a letter about no task has an id of its own in place of the task's."""
+    unknown = (letter.letter_id, UNKNOWN_AGENT, "")
+    found = {name: getattr(letter, name) for name in IDS}
+    return {name: None if value in unknown else value for name, value in found.items()}
+
+
+def _subject(letter: DeadLetter, ids: Mapping[str, str | None]) -> str:
+    about = next(
+        (f"{word} {ids[f'{word}_id']}" for word in ("task", "message") if ids[f"{word}_id"]), "a message"
+    )
+    agent_id = ids["agent_id"]
+    return f"{about} of agent {agent_id}" if agent_id else f"{about} on {letter.channel or letter.queue}"

@@ -13,6 +13,7 @@ from conductor.broker.plain_message import DAMAGE
 from conductor.broker.subscriptions import Overflow, Route, RouteTable, Tally, Traced
 from conductor.core.channels import compile_pattern
 from conductor.core.exceptions import MessageBusError
+from conductor.core.log_ids import bound_ids, message_ids
 from conductor.core.message_size import bytes_in, check_size, most_on_the_wire, too_large
 from conductor.core.messages import AgentMessage
 from conductor.core.metrics import refused_as
@@ -122,6 +123,7 @@ class LoopIntake:
         self._waiting.clear()
 
     def _handle(self, route: Route, raw: Raw, receiver: Receiver, received_at: float) -> None:
+        incoming = None
         try:
             self._check_whole(receiver.size(raw))
             incoming = receiver.decode(raw)
@@ -134,10 +136,12 @@ class LoopIntake:
         except MessageBusError as error:
             self._tally.refused += 1
             self._metrics.message_refused(refused_as(error.error_code))
-            logger.warning("What came on %s is dropped: %s", receiver.channel(raw), error)
+            with bound_ids({} if incoming is None else message_ids(incoming.body)):
+                logger.warning("What came on %s is dropped: %s", receiver.channel(raw), error)
             return
         except DAMAGE as error:
-            self._refuse(receiver.channel(raw), error)
+            with bound_ids({} if incoming is None else message_ids(incoming.body)):
+                self._refuse(receiver.channel(raw), error)
             return
         if incoming.reply_to is not None and incoming.reply_to != self._own_inbox:
             self._origins.remember(

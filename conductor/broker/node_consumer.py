@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from conductor.broker.signing import SignatureError, Signed
 from conductor.broker.task_message import check_task_size
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.exceptions import ConductorError, MessageBusError
+from conductor.core.log_ids import bound_ids
 from conductor.core.message_size import TOO_LARGE
 from conductor.store.embedded import EmbeddedServer
 
@@ -78,7 +80,8 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
                     raise
                 self._put_aside(message, str(error), DeadLetterReason.REFUSED, error.error_code)
             except DAMAGE as error:
-                logger.exception("A message could not be handled")
+                with bound_ids(self._ids_of(message)):
+                    logger.exception("A message could not be handled")
                 self._put_aside(message, f"The message is damaged: {type(error).__name__}: {error}")
 
         return on_message
@@ -96,14 +99,16 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
                 return True
             if (message.delivery_info or {}).get("redelivered"):
                 # The broker did not hear that it was done: it had not forgotten it, so nothing is lost.
-                logger.warning("A message that was done came once more and was dropped")
+                with bound_ids(self._ids_of(message)):
+                    logger.warning("A message that was done came once more and was dropped")
                 message.ack_log_error(logger, self.connection_errors)
                 return False
             error = SignatureError("The message was sent once more after it was done.", "MESSAGE_REPLAYED")
         except SignatureError as found:
             error = found
         except (ConductorError, TimeoutError):
-            logger.exception("A signed message could not be checked: it is delivered again")
+            with bound_ids(self._ids_of(message)):
+                logger.exception("A signed message could not be checked: it is delivered again")
             message.reject_log_error(logger, self.connection_errors, requeue=True)
             return False
         self._put_aside(message, error.message, DeadLetterReason.REFUSED, error.error_code)
@@ -131,6 +136,21 @@ class NodeConsumer(Consumer):  # type: ignore[misc]
     ) -> None:
         if message.acknowledged:
             return
+        with bound_ids(self._ids_of(message)):
+            self._make_letter(message, text, reason, code)
+
+    def _ids_of(self, message: Message) -> dict[str, str | None]:
+        """Give the ids that a message names, which may be anything."""
+        task_id = (message.headers or {}).get("id")
+        queue = (message.delivery_info or {}).get("routing_key")
+        args: Any = ()
+        kwargs: Any = {}
+        with contextlib.suppress(Exception):  # decoding raises what it likes
+            args, kwargs, _ = message.payload
+        ids: dict[str, str | None] = self.app.node.logging.ids_of(task_id, args, kwargs, queue)
+        return ids
+
+    def _make_letter(self, message: Message, text: str, reason: DeadLetterReason, code: str) -> None:
         logger.error("%s It becomes a dead letter.", text)
         desk = self.app.node.desk
         known = self.app.amqp.signer is None or getattr(message, "genuine", False)

@@ -20,6 +20,7 @@ from conductor.broker.wire import Address, incoming_from
 from conductor.core.channels import agent_channel
 from conductor.core.enums import MessageType
 from conductor.core.exceptions import MessageBusError
+from conductor.core.log_ids import bound_ids, message_ids
 from conductor.core.message_size import bytes_in, check_size
 from conductor.core.messages import AgentMessage
 from conductor.core.tracing import trace_headers
@@ -109,10 +110,12 @@ class RequestIntake(bootsteps.StartStopStep):  # type: ignore[misc]
             request = AgentMessage.model_validate_json(incoming.body)
         except MessageBusError as error:
             # Counted by the bus of the agents, which hears it too.
-            logger.warning("What came to agent %s is dropped: %s", agent.agent_id, error)
+            with bound_ids({"agent_id": agent.agent_id} | message_ids(message.body)):
+                logger.warning("What came to agent %s is dropped: %s", agent.agent_id, error)
             return
         except DAMAGE as error:
-            logger.warning("Agent %s was sent what is no message: %s", agent.agent_id, error)
+            with bound_ids({"agent_id": agent.agent_id} | message_ids(message.body)):
+                logger.warning("Agent %s was sent what is no message: %s", agent.agent_id, error)
             return
         reply_to, deadline = incoming.reply_to, incoming.answer_by
         if request.is_expired() or not is_work(request, wants_answer=bool(reply_to)):

@@ -13,6 +13,7 @@ from kombu.serialization import dumps
 from conductor.broker.plain_message import DAMAGE
 from conductor.broker.signing import SignatureError, Signed, place_of
 from conductor.broker.wire import Address, Incoming
+from conductor.core.log_ids import bound_ids
 from conductor.core.metrics import refused_as
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class GuardedNode(Node):  # type: ignore[misc]
                 node.desk.guard.check(address, incoming)
             except SignatureError as error:
                 node.metrics.metrics.message_refused(refused_as(error.error_code))
-                logger.warning("A command is refused: %s", error)
+                with bound_ids({"task_id": _task_in(body)}):
+                    logger.warning("A command is refused: %s", error)
                 return None
         return super().handle_message(body, message)
 
@@ -57,6 +59,13 @@ class GuardedNode(Node):  # type: ignore[misc]
 def _is_clock(value: object) -> bool:
     """Whether a node may take it over: it sends it with its answers, and RabbitMQ takes 64 bits."""
     return value is None or (isinstance(value, int) and 0 <= value < _CLOCK_LIMIT)
+
+
+def _task_in(command: Any) -> str | None:
+    """Give the task that a command is about, which may be anything."""
+    given = command.get("arguments") if isinstance(command, dict) else None
+    task_id = given.get("task_id") if isinstance(given, dict) else None
+    return task_id if isinstance(task_id, str) else None
 
 
 class SignedMailbox(Mailbox):  # type: ignore[misc]

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pydantic_core import from_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,6 +25,8 @@ _WORDS = {"agent": "agent_id", "task": "task_id", "workflow": "workflow_id", "me
 # What would end the line, or be taken for a place of an argument.
 _NOT_IN_A_LINE = re.compile(r"[%\s\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ID_LIMIT = 200
+#: Characters of a message that are looked at for its id, which stands first.
+_BEGINNING = 4096
 
 _Bound = tuple[Mapping[str, str], "AgentMessage | None"]
 _NOTHING: _Bound = (MappingProxyType({}), None)
@@ -62,6 +66,18 @@ def bound_ids(ids: Mapping[str, str | None]) -> Iterator[None]:
 def _bound_under(message: AgentMessage | None) -> Mapping[str, str]:
     ids, bound_by = _bound.get()
     return ids if bound_by is message else _NOTHING[0]
+
+
+def message_ids(body: object) -> dict[str, str | None]:
+    """Read the id of a message from the beginning of its JSON, which may be anything, large and damaged."""
+    if not isinstance(body, str | bytes):
+        return {}
+    try:
+        found = from_json(body[:_BEGINNING], allow_partial=True)
+    except (ValueError, TypeError):  # also of half a character
+        return {}
+    value = found.get("message_id") if isinstance(found, dict) else None
+    return {"message_id": value if isinstance(value, str) else None}
 
 
 def in_words(ids: Mapping[str, str | None]) -> str:

@@ -25,6 +25,7 @@ from conductor.core.channels import DLQ
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetter
 from conductor.core.exceptions import ConductorError, MessageBusError
+from conductor.core.log_lines import LineFormatter
 from conductor.core.messages import AgentMessage
 from conductor.core.prometheus import PrometheusMetrics
 from tests.support.buses import Inbox, a_message, unique
@@ -117,7 +118,10 @@ async def test_what_is_signed_arrives_on_channels_patterns_and_as_answers(ring: 
     assert (first.refused_count, second.refused_count, ring.refused()) == (0, 0, {})
 
 
-async def test_what_is_not_signed_is_refused_counted_and_a_dead_letter(ring: Ring) -> None:
+async def test_what_is_not_signed_is_refused_counted_and_a_dead_letter(
+    ring: Ring, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(LineFormatter("json"))
     bus, stranger, conductor = await ring.bus(), await ring.stranger(), await ring.conductor()
     channel, inbox, announced = unique("orders"), Inbox(), Inbox()
     await bus.subscribe(channel, inbox)
@@ -130,6 +134,10 @@ async def test_what_is_not_signed_is_refused_counted_and_a_dead_letter(ring: Rin
     await bus.publish(channel, a_message(2))
     await inbox.has(2)
     assert (bus.refused_count, ring.refused()) == (1, {"unsigned": 1})
+    lines = [json.loads(line) for line in caplog.text.splitlines() if channel in line]
+    assert {line["event"].split()[0] for line in lines} == {"What", "Dead"}
+    assert {line["message_id"] for line in lines} == {message.message_id}
+    assert f"message {message.message_id} on {channel}, MESSAGE_UNSIGNED" in caplog.text
     await wait_until(lambda: any(letter.letter_id in one.model_dump_json() for one in announced.messages))
     report = await conductor.dead_letters.replay(letter.letter_id)
     assert "whoever sent it can publish it again" in report.refused[letter.letter_id]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from conductor.core.log_ids import TaskIds, bound_ids, current_ids
+from conductor.core.log_ids import TaskIds, bound_ids, current_ids, message_ids
 from conductor.core.log_lines import LineFormatter, as_text
 from conductor.core.urls import mask_text
 
@@ -161,6 +161,20 @@ def test_our_formatter_does_not_repeat_the_ids_that_a_filter_put_before_the_text
         assert TaskIds().filter(written)
     assert written.getMessage() == "[task t] 100 % of it"
     assert as_json(written)["event"] == "100 % of it"
+
+
+@pytest.mark.parametrize("body", ['{"message_id": "m", "payload": {"grüße": [1, 2', '{"message_id":"m"}'])
+def test_the_id_of_a_message_is_read_also_where_it_is_large_or_damaged(body: str) -> None:
+    for text in (body, body.encode(), body + "ü" * 1_000_000, (body + "ü" * 1_000_000).encode()):
+        assert message_ids(text).get("message_id") in ("m", None)
+    assert message_ids(body) == message_ids(body.encode()) == {"message_id": "m"}
+
+
+@pytest.mark.parametrize(
+    "body", [None, 5, b"\xff", "", "[", '"m"', '{"message_id": 5}', "{" * 5000, "\ud800"]
+)
+def test_what_names_no_message_gives_no_id(body: object) -> None:
+    assert not any(message_ids(body).values())
 
 
 SCRIPT = """

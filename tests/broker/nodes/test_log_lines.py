@@ -1,11 +1,16 @@
 """What nodes write to their logs: a JSON object per line, with the ids of what it is about."""
 
+import asyncio
 import json
+import uuid
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from conductor.broker import topology
+from conductor.broker.kombu_bus import KombuMessageBus
+from conductor.broker.transport import kombu_connection
 from conductor.client import Conductor
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.messages import AgentMessage, TaskAssignmentPayload
@@ -151,6 +156,43 @@ async def test_an_event_has_the_id_of_its_message(conductor: Conductor, farm: Fa
     node.teardown()
 
 
+async def test_a_message_that_is_no_task_has_the_ids_that_it_names(
+    conductor: Conductor, node: AgentNode, farm: Farm
+) -> None:
+    task_id = uuid.uuid4().hex
+    body = json.dumps([[{"task_id": task_id, "metadata": {"workflow_id": "w-5"}}], {"run": "r-1"}, {}])
+    headers = {"lang": "py", "task": "somebody.elses", "id": task_id, "root_id": None}
+    await asyncio.to_thread(publish_raw, farm, node, body, headers)
+
+    def told() -> list[Line]:
+        return [line for line in lines(node) if task_id in line["event"]]
+
+    [letter] = await wait_until(told, timeout=30)
+    [before] = [
+        line
+        for line in lines(node)
+        if line["task_id"] == task_id and line["event"].endswith("It becomes a dead letter.")
+    ]
+    for line in (before, letter):
+        assert (line["message_id"], line["task_id"], line["workflow_id"]) == ("r-1", task_id, "w-5")
+    assert f"task {task_id} on {node.worker_queue}, INVALID_TASK" in letter["event"]
+    await conductor.dead_letters.purge(letter["event"].split()[2])
+
+
+async def test_what_is_no_message_to_an_agent_has_the_id_that_it_names(
+    conductor: Conductor, node: AgentNode
+) -> None:
+    large = AgentMessage(
+        message_type=MessageType.FEEDBACK, sender_id="tester", payload={"text": "x" * 1_200_000}
+    )
+    async with KombuMessageBus(conductor.addresses.broker_url, max_message_bytes=2_000_000) as bus:
+        await bus.publish(f"conductor:agent:{node.agent_id}", large)
+    found = await wait_until(
+        lambda: [line for line in lines(node) if "is dropped: A message has 1200" in line["event"]]
+    )
+    assert {line["message_id"] for line in found} == {large.message_id}
+
+
 async def test_what_celery_says_past_its_logging_is_a_line_too(farm: Farm) -> None:
     node = farm.start("talk", module="tests.support.talking_agents")
     farm.setup(node)
@@ -169,3 +211,17 @@ async def test_text_is_for_those_who_ask_for_it(farm: Farm, conductor: Conductor
     assert f"task_id={task.task_id}" in line
     assert "workflow_id=w-3" in line
     assert "\x1b" not in node.logs()
+
+
+def publish_raw(farm: Farm, node: AgentNode, body: str, headers: dict[str, Any]) -> None:
+    with kombu_connection(farm.addresses.broker_url) as connection:
+        queue = topology.agent_queue(node.agent_id)
+        connection.Producer().publish(
+            body,
+            exchange=queue.exchange,
+            routing_key=queue.routing_key,
+            declare=[queue],
+            headers=headers,
+            content_type="application/json",
+            content_encoding="utf-8",
+        )

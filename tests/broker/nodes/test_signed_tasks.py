@@ -14,6 +14,7 @@ import redis
 
 from conductor.broker.addresses import Addresses
 from conductor.broker.app import create_app
+from conductor.broker.node_control import CANCEL_TASK
 from conductor.broker.topology import EVENTS
 from conductor.broker.transport import is_rabbitmq, kombu_connection
 from conductor.client import Conductor
@@ -260,7 +261,13 @@ async def test_commands_without_a_key_are_refused(
     assert json.loads(letter.body)["method"] == "shutdown"
     answered = await asyncio.to_thread(owner.control.ping, destination=there, timeout=10)
     assert answered == [{node.hostname(): {"ok": "pong"}}]
+    await asyncio.to_thread(
+        stranger.control.broadcast, CANCEL_TASK, arguments={"task_id": "t-1"}, destination=there
+    )
     assert (await (await conductor.dispatch(task(), name)).result(30)).status is TaskStatus.COMPLETED
+    await wait_until(lambda: node.logs().count("A command is refused") == 2, 30)
+    refusals = [json.loads(line) for line in node.logs().splitlines() if "A command is refused" in line]
+    assert [line["task_id"] for line in refusals] == [None, "t-1"]
     await asyncio.to_thread(owner.control.shutdown, destination=there)
     assert await asyncio.to_thread(node.container.wait) == 0
 
