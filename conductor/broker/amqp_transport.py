@@ -7,6 +7,8 @@
   RabbitMQ closes the channel and delivers it again. Only 3.12 and later allow a limit for each queue.
 - Where that timeout strikes nevertheless, the connection counts as lost: celery 5.7 would end its worker.
 - A queue that exists as another type is an error that says what to do.
+- A message whose properties py-amqp 5.4 cannot read comes with a header that says so, and is one that cannot
+  be decoded. py-amqp raises something for whoever reads from the connection, as often as it is delivered.
 - amqps:// checks the certificate and the host name as `core.tls` reads it from the URL. py-amqp 5.4 checks no
   host name by default, and kombu 5.7 makes 127.0.0.1 of localhost before it could be checked.
 """
@@ -21,9 +23,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import amqp
+import amqp.spec
 from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
+from amqp.method_framing import frame_handler
 from amqp.transport import SSLTransport
 from kombu import Connection
+from kombu.exceptions import DecodeError
 from kombu.transport import pyamqp
 
 from conductor.broker.plain_message import PlainMessage
@@ -39,6 +45,15 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "conductor.broker.amqp_transport"
 TRANSPORTS = {"amqp": f"{_MODULE}:Transport", "amqps": f"{_MODULE}:TLSTransport"}
+
+#: The header of a message whose properties cannot be read, instead of all of them: the error's name.
+UNREADABLE = "conductor_unreadable"
+_HEADER_FRAME = 2
+#: Bytes before the properties of a message.
+_SIZE_OF_START = 12
+#: Bytes of a delivery tag and the mark of what is delivered again.
+_SIZE_OF_TAG = 9
+_DELIVERIES = (amqp.spec.Basic.Deliver, amqp.spec.Basic.GetOk)
 
 Connection.resolve_aliases.update({name: scheme for scheme, name in TRANSPORTS.items()})
 
@@ -57,6 +72,12 @@ class WrongQueueTypeError(PreconditionFailed):  # type: ignore[misc]
 
 class Message(pyamqp.Message, PlainMessage):  # type: ignore[misc]
     """A message of `Channel`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if UNREADABLE in self.headers:
+            error = DecodeError(f"its properties cannot be read: {self.headers[UNREADABLE]}")
+            self.errors.append((DecodeError, error, None))
 
 
 class Channel(pyamqp.Channel):  # type: ignore[misc]
@@ -192,10 +213,58 @@ def _advice(queue: str, vhost: str, wanted: str, current: str) -> str:
     )
 
 
+class _Frames:
+    """Takes the frames of a connection, as py-amqp's `frame_handler` does; see the module."""
+
+    def __init__(self, connection: Any, callback: Callable[..., Any]) -> None:
+        self._handle = frame_handler(connection, self._pass_on)
+        self._callback = callback
+        self._passed_on = 0
+
+    def _pass_on(self, channel: int, method: tuple[int, int], arguments: Any, content: Any) -> Any:
+        self._passed_on += 1
+        if method in _DELIVERIES:
+            arguments = _with_texts(method, arguments)
+        return self._callback(channel, method, arguments, content)
+
+    def __call__(self, frame: tuple[int, int, Any]) -> Any:
+        kind, channel, payload = frame
+        before = self._passed_on
+        try:
+            return self._handle(frame)
+        except Exception as error:
+            if kind != _HEADER_FRAME or self._passed_on != before:
+                raise
+            logger.warning("The properties of a message cannot be read: %r", error)
+            mark = amqp.Message(application_headers={UNREADABLE: type(error).__name__})
+        return self._handle((kind, channel, bytes(payload[:_SIZE_OF_START]) + mark._serialize_properties()))  # noqa: SLF001
+
+
+def _with_texts(method: tuple[int, int], arguments: Any) -> Any:
+    """Give the arguments of a delivery, its exchange and routing key such as py-amqp can read them."""
+    start = 4
+    if method == amqp.spec.Basic.Deliver:
+        start += 1 + arguments[start]
+    start += _SIZE_OF_TAG
+    middle = start + 1 + arguments[start]
+    end = middle + 1 + arguments[middle]
+    exchange, key = bytes(arguments[start + 1 : middle]), bytes(arguments[middle + 1 : end])
+    try:
+        exchange.decode(), key.decode()
+    except UnicodeDecodeError:
+        texts = [name.decode(errors="replace").replace("\ufffd", "?").encode() for name in (exchange, key)]
+        read = b"".join(bytes([len(text)]) + text for text in texts)
+        return bytes(arguments[:start]) + read + bytes(arguments[end:])
+    return arguments
+
+
 class AmqpConnection(pyamqp.Connection):  # type: ignore[misc]
     """A connection with such channels."""
 
     Channel = Channel
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, frame_handler=_Frames, **options)
 
 
 class _TLSSocket(SSLTransport):  # type: ignore[misc]

@@ -35,7 +35,9 @@ TRACEBACK_LIMIT, MESSAGE_LIMIT = 24_000, 4_000
 #: Bytes of all headers as JSON. RabbitMQ's form of them, which has to fit into one frame, 128 KiB, is at most
 #: 2.5 times as long.
 HEADERS_LIMIT = 50_000
-#: The only header of a letter which is in its body as a whole, because its headers would be longer than that.
+#: Headers that name further queues: RabbitMQ would put a copy of the letter there, perhaps where it is from.
+ROUTING_HEADERS = frozenset({"CC", "BCC"})
+#: The only header of a letter which is in its body as a whole, because its headers cannot be headers again.
 WHOLE = f"{PREFIX}whole"
 PERSISTENT = 2
 
@@ -70,7 +72,7 @@ def headers_of(letter: DeadLetter) -> dict[str, Any]:
 def wire_form(letter: DeadLetter) -> tuple[str, dict[str, Any]]:
     """Give the body and the headers of the message that a letter is sent as."""
     headers = to_jsonable_python(headers_of(letter), fallback=repr)
-    if len(json.dumps(headers)) <= HEADERS_LIMIT:
+    if len(json.dumps(headers)) <= HEADERS_LIMIT and not ROUTING_HEADERS & headers.keys():
         return letter.body, headers
     return json.dumps([letter.body, headers]), {WHOLE: True}
 

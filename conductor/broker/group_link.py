@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field, TypeAdapter
 
+from conductor.broker.amqp_transport import UNREADABLE
+from conductor.broker.dead_letters import ROUTING_HEADERS
 from conductor.broker.signing import Signed, event_place
 from conductor.broker.topology import CHANNEL_HEADER, TRIAL_HEADER
 from conductor.core.fields import UtcDatetime
@@ -73,6 +75,11 @@ class Delivery:
             self.channel = channel
         self.trial = _trial_of(self.headers.get(TRIAL_HEADER))
 
+    def check_readable(self) -> None:
+        """Raise ValueError for a message of whose properties there are none because nobody can read them."""
+        if UNREADABLE in self.headers:
+            raise ValueError(f"The properties of the message cannot be read: {self.headers[UNREADABLE]}")
+
     def signed(self, *, replayed: bool) -> Signed:
         """Give what its signature is about, of what was published or of what was replayed."""
         return Signed(
@@ -101,6 +108,7 @@ class Delivery:
 
 _BROKERS_OWN = (
     TRIAL_HEADER,
+    *ROUTING_HEADERS,
     "x-death",
     "x-first-death-exchange",
     "x-first-death-queue",

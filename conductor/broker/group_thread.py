@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from conductor.broker.dead_letters import encode_body
 from conductor.broker.group_link import Delivery, GroupLink, Member, printable
 from conductor.broker.link_thread import LinkThread
+from conductor.broker.plain_message import DAMAGE
 from conductor.broker.signing import SignatureError
+from conductor.broker.task_letters import headers_as_json
 from conductor.core.channels import compile_pattern
 from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.exceptions import MessageBusError
@@ -188,18 +190,18 @@ class GroupThread(LinkThread[GroupLink]):
             return
         try:
             check_size("A message", bytes_in(delivery.body), self._max_message_bytes)
-            if self._signer is not None and not self._is_genuine(link, delivery, self._signer):
-                self._drop(link, delivery)
-                return
+            delivery.check_readable()
+            genuine = self._signer is None or self._is_genuine(link, delivery, self._signer)
+            delivery.message = AgentMessage.model_validate_json(delivery.body)
         except MessageBusError as error:
             self._bury(link, delivery, error, DeadLetterReason.REFUSED, delivery.trial)
             return
-        try:
-            delivery.message = AgentMessage.model_validate_json(delivery.body)
-        except ValueError as error:
+        except DAMAGE as error:
             self._bury(link, delivery, error, DeadLetterReason.UNDECODABLE, delivery.trial)
             return
-        if delivery.message.is_expired():
+        if not genuine:
+            self._drop(link, delivery)
+        elif delivery.message.is_expired():
             self._post(self._office.expired)
             _forget(link, delivery)
             self._drop(link, delivery)
@@ -342,7 +344,7 @@ def _facts(delivery: Delivery) -> dict[str, Any]:
         "queue": delivery.member.queue,
         "body": body,
         "body_encoding": encoding,
-        "headers": delivery.original_headers(),
+        "headers": headers_as_json(delivery.original_headers()),
         "properties": printable(delivery.properties),
     }
 

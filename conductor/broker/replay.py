@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dataclasses import replace as dc_replace
 from typing import TYPE_CHECKING, Any
 
-from conductor.broker.dead_letters import BASE64, PERSISTENT, decode_body
+from conductor.broker.dead_letters import BASE64, PERSISTENT, ROUTING_HEADERS, decode_body
 from conductor.broker.node_intake import HANDLE_MESSAGE
 from conductor.broker.signing import SIGNING_HEADERS, Signed
 from conductor.broker.task_message import SENT_AT
@@ -23,7 +23,7 @@ _TASKS = (EXECUTE_TASK, HANDLE_MESSAGE)
 _BEGINNING = {"retries": 0, "eta": None, "expires": None}
 #: What of the original's properties is sent again; the others say how it was delivered.
 _PROPERTIES = ("correlation_id", "reply_to", "message_id", "type", "app_id", "expiration")
-_LEFT_OUT = SIGNING_HEADERS | {TRIAL_HEADER}
+_LEFT_OUT = SIGNING_HEADERS | ROUTING_HEADERS | {TRIAL_HEADER}
 
 
 @dataclass(frozen=True, slots=True)

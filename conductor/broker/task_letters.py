@@ -13,6 +13,8 @@ from conductor.core.dead_letters import DeadLetter, DeadLetterReason
 from conductor.core.fields import new_id, utc_now
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from celery.app.task import Context
     from kombu import Message
 
@@ -62,7 +64,7 @@ class Original:
         return cls(
             queue=request.delivery_info["routing_key"],
             body=json.dumps([request.args, request.kwargs, embed]),
-            headers=_headers({**(request.headers or {}), **known}),
+            headers=headers_as_json({**(request.headers or {}), **known}),
             properties=_properties(request.properties or {}),
         )
 
@@ -80,7 +82,7 @@ class Original:
             queue=str(info.get("routing_key") or ""),
             body=body,
             body_encoding=encoding,
-            headers=_headers(message.headers or {}),
+            headers=headers_as_json(message.headers or {}),
             properties=as_json(_properties(found)),
         )
 
@@ -174,12 +176,13 @@ def as_json(value: Any) -> Any:
         return None
 
 
+def headers_as_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Give headers as a dead letter can hold them; see `as_json`."""
+    return {str(as_json(name)): as_json(value) for name, value in found.items()}
+
+
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _headers(found: dict[str, Any]) -> dict[str, Any]:
-    return {str(as_json(name)): as_json(value) for name, value in found.items()}
 
 
 def _properties(found: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,10 @@ class TaskQueue:
 
     def take(self) -> Message | None:
         """Take the next message; it goes back if it is not acknowledged."""
-        return self._queue.get(no_ack=False)
+        # Not the queue's own `get`, which raises for what cannot be decoded.
+        channel = self._queue.channel
+        found = channel.basic_get(self._queue.name, no_ack=False)
+        return None if found is None else channel.message_to_python(found)
 
     def delete(self) -> None:
         """Delete the queue."""

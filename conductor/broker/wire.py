@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import amqp.exceptions
 import redis.exceptions
 
+from conductor.broker.amqp_transport import UNREADABLE
 from conductor.broker.signing import Signed, place_of
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS
 from conductor.broker.transport import is_rabbitmq
@@ -69,6 +70,8 @@ def incoming_from(
     channel: str, body: object, properties: Mapping[str, Any], headers: Mapping[str, Any]
 ) -> Incoming:
     """Take a message of which only its form as a message of kombu's was looked at; ValueError."""
+    if UNREADABLE in headers:
+        raise ValueError(f"the properties of the message cannot be read: {headers[UNREADABLE]}")
     reply_to, correlation_id = properties.get("reply_to"), properties.get("correlation_id")
     answer_by = headers.get(DEADLINE_HEADER)
     if not isinstance(body, str | bytes):

@@ -17,6 +17,7 @@ from conductor.broker.transport import kombu_connection
 from conductor.core.enums import MessageType
 from conductor.core.exceptions import ConfigurationError, MessageBusError
 from conductor.core.messages import AgentMessage
+from tests.support import raw_amqp
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.waiting import wait_until, wait_until_sync
 
@@ -127,6 +128,20 @@ async def test_on_redis_properties_that_no_message_has_are_invalid(
         with redis.Redis.from_url(valkey_url) as client, kombu_connection(valkey_url) as connection:
             topic = connection.default_channel._get_publish_topic(topology.EVENTS, channel)
             assert client.publish(topic, raw)
+        await bus.publish(channel, a_message(2))
+        await inbox.has(2)
+        assert bus.invalid_count == 1
+
+
+@pytest.mark.parametrize("properties", raw_amqp.PROPERTIES.values(), ids=raw_amqp.PROPERTIES)
+async def test_on_rabbitmq_properties_that_nobody_reads_do_no_harm(
+    rabbitmq_url: str, properties: bytes
+) -> None:
+    channel, inbox = unique("unreadable"), Inbox()
+    key = topology.event_routing_key(topology.AMQP, channel)
+    async with KombuMessageBus(rabbitmq_url) as bus:
+        await bus.subscribe(channel, inbox)
+        await asyncio.to_thread(raw_amqp.publish_raw, rabbitmq_url, topology.EVENTS, key, b"{}", properties)
         await bus.publish(channel, a_message(2))
         await inbox.has(2)
         assert bus.invalid_count == 1

@@ -22,6 +22,7 @@ from conductor.core.dead_letters import DeadLetter
 from conductor.core.exceptions import ConductorError
 from conductor.core.messages import AgentMessage
 from conductor.core.retry import RetryPolicy
+from tests.support import raw_amqp
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.group_process import GroupProcess
 from tests.support.letters import filed_letters
@@ -175,6 +176,38 @@ async def test_a_message_with_headers_that_are_not_ours_is_as_good_as_new(
     assert inbox.messages[0].metadata == {"attempt": 1, "redelivered": False}
     await bus.publish(channel, a_message(2))
     await wait_until(lambda: inbox.numbers[-1] == 2)
+
+
+@pytest.mark.parametrize("properties", raw_amqp.PROPERTIES.values(), ids=raw_amqp.PROPERTIES)
+async def test_on_rabbitmq_properties_that_nobody_reads_block_no_group(
+    rabbitmq_url: str, group: str, properties: bytes
+) -> None:
+    channel, inbox = unique("unreadable"), Inbox()
+    queue = group_queue_name(group, channel)
+    async with KombuMessageBus(rabbitmq_url) as bus:
+        await bus.subscribe(channel, inbox, group=group)
+        await asyncio.to_thread(raw_amqp.publish_raw, rabbitmq_url, "", queue, b"nonsense", properties)
+        (letter,) = await wait_until(lambda: letters_of(rabbitmq_url, queue))
+        await bus.publish(channel, a_message(2))
+        await inbox.has(2)
+    assert (letter.reason, letter.body) == ("undecodable", "nonsense")
+
+
+@pytest.mark.parametrize("key", raw_amqp.KEYS.values(), ids=raw_amqp.KEYS)
+async def test_on_rabbitmq_a_routing_key_that_is_no_text_blocks_no_group(
+    rabbitmq_url: str, group: str, key: bytes
+) -> None:
+    channel, inbox = unique("key"), Inbox()
+    queue = group_queue_name(group, channel)
+    async with KombuMessageBus(rabbitmq_url) as bus:
+        await bus.subscribe(channel, inbox, group=group)
+        await asyncio.to_thread(raw_amqp.publish_under, rabbitmq_url, key, queue, b"nonsense")
+        await wait_until(lambda: letters_of(rabbitmq_url, queue))
+        await bus.publish(channel, a_message(2))
+        await inbox.has(2)
+    # One: the letter has the header of the copy, and must not be copied as well.
+    (letter,) = letters_of(rabbitmq_url, queue)
+    assert (letter.reason, letter.body) == ("undecodable", "nonsense")
 
 
 async def test_what_a_group_gives_up_has_a_letter_after_the_queue_of_letters_was_deleted(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from conductor.broker import topology
 from conductor.broker.transport import kombu_connection
 from conductor.client import Conductor
 from conductor.core.channels import agent_channel
+from conductor.core.dead_letters import DeadLetter
 from tests.broker.nodes.conftest import echo
-from tests.broker.nodes.test_bad_messages import QUESTION
+from tests.broker.nodes.test_bad_messages import HEADERS, JSON, QUESTION, _publish, body
+from tests.support import raw_amqp
 from tests.support.nodes import AgentNode, Farm
+from tests.support.waiting import wait_until
 
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
 #: What an envelope of kombu's has instead; None: it is not there.
@@ -120,6 +124,56 @@ async def test_a_command_that_makes_no_sense_is_dropped(
     await asyncio.to_thread(_command, farm, text, headers)
     await echo(conductor, agent)
     await obeys(farm, agent)
+
+
+@pytest.mark.parametrize("properties", raw_amqp.PROPERTIES.values(), ids=raw_amqp.PROPERTIES)
+async def test_a_message_whose_properties_nobody_reads_is_kept_or_dropped(
+    conductor: Conductor, agent: AgentNode, farm: Farm, properties: bytes
+) -> None:
+    url, mark = on_rabbitmq(farm), uuid.uuid4().hex
+    event = topology.event_routing_key(topology.AMQP, agent_channel(agent.agent_id))
+    control = farm.app.control.mailbox.exchange.name
+    places = (("", agent.worker_queue), (topology.EVENTS, event), (topology.REPLIES, ""), (control, ""))
+    for exchange, key in places:
+        text = mark.encode() if key == agent.worker_queue else b"{}"
+        await asyncio.to_thread(raw_amqp.publish_raw, url, exchange, key, text, properties)
+    await echo(conductor, agent)
+    await obeys(farm, agent)
+    letter = await wait_until(lambda: letter_in(conductor, mark))
+    assert (letter.reason, letter.queue, letter.body) == ("undecodable", agent.worker_queue, mark)
+
+
+@pytest.mark.parametrize("key", raw_amqp.KEYS.values(), ids=raw_amqp.KEYS)
+async def test_a_message_with_a_routing_key_that_is_no_text_is_kept(
+    conductor: Conductor, agent: AgentNode, farm: Farm, key: bytes
+) -> None:
+    url, mark = on_rabbitmq(farm), uuid.uuid4().hex
+    await asyncio.to_thread(raw_amqp.publish_under, url, key, agent.worker_queue, mark.encode())
+    await echo(conductor, agent)
+    letter = await wait_until(lambda: letter_in(conductor, mark))
+    assert letter.reason == "undecodable"
+
+
+async def test_a_good_task_with_headers_nested_deeply_ends(
+    conductor: Conductor, agent: AgentNode, farm: Farm
+) -> None:
+    task_id, deep = uuid.uuid4().hex, json.loads('{"a":' * 400 + "1" + "}" * 400)
+    headers = {**HEADERS, "id": task_id, "deep": deep}
+    await asyncio.to_thread(_publish, farm, agent.agent_id, body(), headers, JSON)
+    await echo(conductor, agent)
+    await (await conductor.handle(task_id)).result(20)
+
+
+async def letter_in(conductor: Conductor, body: str) -> DeadLetter | None:
+    letters = await conductor.dead_letters.list(limit=None)
+    return next((letter for letter in letters if letter.body == body), None)
+
+
+def on_rabbitmq(farm: Farm) -> str:
+    url = farm.addresses.broker_url
+    if not url.startswith("amqp"):
+        pytest.skip("these are for RabbitMQ")
+    return url
 
 
 def _command(farm: Farm, text: str, headers: dict[str, Any]) -> None:
