@@ -19,7 +19,17 @@ from conductor.broker.kombu_bus import KombuMessageBus, configured_bus
 from conductor.broker.message_guard import _OVERTAKEN, _Stream
 from conductor.broker.refused_messages import MOST_WAITING, RefusalDesk, Refused, RefusedMessages
 from conductor.broker.replay import replay_of, signed
-from conductor.broker.signing import SignatureError, Signed, configured_signer, event_place
+from conductor.broker.signing import KEY as KEY_HEADER
+from conductor.broker.signing import (
+    NONCE,
+    SIGNATURE,
+    TIME,
+    SignatureError,
+    Signed,
+    configured_signer,
+    event_place,
+)
+from conductor.broker.transport import is_rabbitmq
 from conductor.client import Conductor
 from conductor.core.channels import DLQ
 from conductor.core.config import ConductorConfig
@@ -28,6 +38,7 @@ from conductor.core.exceptions import ConductorError, MessageBusError
 from conductor.core.log_lines import LineFormatter
 from conductor.core.messages import AgentMessage
 from conductor.core.prometheus import PrometheusMetrics
+from tests.support import raw_amqp
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.waiting import wait_until
 from tests.support.wiretap import Wire, driver_of, wiretap
@@ -392,6 +403,24 @@ async def test_a_flood_of_refused_messages_does_not_wait_for_its_letters(valkey_
     await desk.close()
     async with Conductor(ConductorConfig(broker_url=url, redis={"url": url})) as conductor:
         assert len(await letters_about(conductor, channel)) == MOST_WAITING
+
+
+@pytest.mark.parametrize("field", [raw_amqp.nested(900), b"\x01\xfft\x01"], ids=["deep", "no text"])
+async def test_headers_that_cannot_be_signed_stop_no_bus_and_no_group(ring: Ring, field: bytes) -> None:
+    url = ring.addresses.broker_url
+    if not is_rabbitmq(url):
+        pytest.skip("headers are JSON")
+    bus, channel, alone, shared = await ring.bus(), unique("unsignable"), Inbox(), Inbox()
+    await bus.subscribe(channel, alone)
+    await bus.subscribe(channel, shared, group="judges")
+    stamp = {KEY_HEADER: "first", TIME: "1", NONCE: "a.1", SIGNATURE: "0"}
+    properties = raw_amqp.with_headers(*(raw_amqp.text(*each) for each in stamp.items()), field)
+    key = topology.event_routing_key(topology.AMQP, channel)
+    await asyncio.to_thread(raw_amqp.publish_raw, url, topology.EVENTS, key, b"{}", properties)
+    await bus.publish(channel, a_message(2))
+    await alone.has(2)
+    await shared.has(2)
+    await bus.delete_group(channel, "judges")
 
 
 async def test_a_group_on_rabbitmq_needs_a_redis_to_know_copies(rabbitmq_url: str) -> None:

@@ -27,6 +27,11 @@ def with_headers(*fields: bytes) -> bytes:
     return pack(">HI", 0x2000, len(table)) + table
 
 
+def text(name: str, value: str) -> bytes:
+    """A header that is a text."""
+    return pack(">B", len(name)) + name.encode() + b"S" + pack(">I", len(value)) + value.encode()
+
+
 def nested(depth: int) -> bytes:
     """A header of tables in tables."""
     field = b"\x01at\x01"
