@@ -175,13 +175,13 @@ async def test_code_that_crashes_exits_or_hangs_costs_only_its_own_cases(
         "demo/greeting.py": "",
     }
     project = make_project(tmp_path / "project", files)
-    result = await run_agent("test_data", project=project, call_seconds=1)
+    result = await run_agent("test_data", project=project, call_seconds=5)
     assert result.output_data["functions"] == {"demo.wild.before": 2, "demo.wild.after": 2}
     assert reasons(result) == {
         "demo.fatal": "importing it ended the process with code 3",
         "demo.wild.crash": "a call with (value=False) ended the process by SIGSEGV",
         "demo.wild.leave": "a call with (value=False) ended the process with code 7",
-        "demo.wild.hang": "a call with (value=False) did not end within 1 s",
+        "demo.wild.hang": "a call with (value=False) did not end within 5 s",
     }
 
 
