@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from conductor.core.exceptions import ConfigurationError
-from conductor.core.urls import shown
+from conductor.core.urls import shown, without_parameters
 
 #: The parameter of a URL.
 TASK_QUEUES = "task_queues"
@@ -15,7 +15,8 @@ CLASSIC, QUORUM = "classic", "quorum"
 def has_quorum_queues(url: str) -> bool:
     """Whether a broker's URL asks for replicated queues of tasks; a bad parameter is a ConfigurationError."""
     parts = urlsplit(url)
-    given = [value for name, value in _pairs(parts.query) if name == TASK_QUEUES]
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    given = [value for name, value in pairs if name == TASK_QUEUES]
     if not given:
         return False
     if parts.scheme not in ("amqp", "amqps"):
@@ -33,11 +34,4 @@ def has_quorum_queues(url: str) -> bool:
 
 def without_queue_type(url: str) -> str:
     """Give the URL without what `has_quorum_queues` reads."""
-    parts = urlsplit(url)
-    pairs = _pairs(parts.query)
-    kept = [(name, value) for name, value in pairs if name != TASK_QUEUES]
-    return url if kept == pairs else urlunsplit(parts._replace(query=urlencode(kept)))
-
-
-def _pairs(query: str) -> list[tuple[str, str]]:
-    return parse_qsl(query, keep_blank_values=True)
+    return without_parameters(url, lambda name: name == TASK_QUEUES)

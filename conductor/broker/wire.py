@@ -14,7 +14,7 @@ from conductor.broker.signing import Signed, place_of
 from conductor.broker.topology import DEADLINE_HEADER, EVENTS
 from conductor.broker.transport import is_rabbitmq
 from conductor.core.config import mask_url
-from conductor.core.exceptions import MessageBusError
+from conductor.core.exceptions import MessageBusError, causes_of
 from conductor.core.rights import missing_in_rabbitmq, missing_in_redis
 from conductor.core.tls import explain_tls
 
@@ -236,12 +236,11 @@ def missing_right(error: BaseException | None, about: str = "") -> str | None:
 
     `about`: the channel or key that it is about, for servers that do not name it.
     """
-    while error is not None:
-        if isinstance(error, redis.exceptions.ResponseError):
-            found = missing_in_redis(str(error), about)
+    for each in causes_of(error):
+        if isinstance(each, redis.exceptions.ResponseError):
+            found = missing_in_redis(str(each), about)
         else:
-            found = missing_in_rabbitmq(str(error)) if isinstance(error, amqp.exceptions.AMQPError) else None
+            found = missing_in_rabbitmq(str(each)) if isinstance(each, amqp.exceptions.AMQPError) else None
         if found:
             return found
-        error = error.__cause__ or error.__context__
     return None

@@ -12,7 +12,10 @@ ConductorError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _as_details(details: object) -> dict[str, Any]:
@@ -140,3 +143,12 @@ class PolicyViolationError(ConductorError):
         self.policy_name = policy_name
         self.violation_details = violation_details
         self.args = (message, policy_name, violation_details, error_code, self.details)
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an error and, one after the other, what it came from; each once."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__

@@ -6,10 +6,10 @@ import os
 import ssl
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from conductor.core.exceptions import ConfigurationError
-from conductor.core.urls import shown
+from conductor.core.exceptions import ConfigurationError, causes_of
+from conductor.core.urls import shown, without_parameters
 
 _ALWAYS, _ON_REQUEST = ("rediss", "amqps"), ("sentinel",)
 _PREFIX = "ssl_"
@@ -51,10 +51,7 @@ def read_tls(url: str) -> dict[str, Any] | None:
 
 def without_tls(url: str) -> str:
     """Give the URL without what `read_tls` reads."""
-    parts = urlsplit(url)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    kept = [(name, value) for name, value in pairs if not name.startswith(_PREFIX)]
-    return url if kept == pairs else urlunsplit(parts._replace(query=urlencode(kept)))
+    return without_parameters(url, lambda name: name.startswith(_PREFIX))
 
 
 def make_context(settings: dict[str, Any]) -> ssl.SSLContext:
@@ -138,16 +135,13 @@ class TLSTrouble:
 
 def explain_tls(error: BaseException | None, url: str) -> TLSTrouble | None:
     """Say what TLS made of an attempt to connect to `url` that failed; None where it was not TLS."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return _of_certificate(error)
-        if isinstance(error, _ENDED) and urlsplit(url).scheme in (*_ALWAYS, *_ON_REQUEST):
+    for each in causes_of(error):
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return _of_certificate(each)
+        if isinstance(each, _ENDED) and urlsplit(url).scheme in (*_ALWAYS, *_ON_REQUEST):
             return _ENDED_IT
-        if isinstance(error, ssl.SSLError) and error.reason:
-            return _of_handshake(error.reason)
-        seen.append(error)
-        error = error.__cause__ or error.__context__
+        if isinstance(each, ssl.SSLError) and each.reason:
+            return _of_handshake(each.reason)
     return None
 
 

@@ -1,7 +1,8 @@
 """URLs of servers: checking them, and hiding their secrets."""
 
 import re
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 MASK = "***"
 
@@ -42,6 +43,14 @@ def mask_text(text: str) -> str:
 def shown(value: object) -> str:
     """Write a value that somebody set, for an error message: its repr, with passwords in a URL masked."""
     return repr(mask_url(value) if isinstance(value, str) else value)
+
+
+def without_parameters(url: str, is_ours: Callable[[str], bool]) -> str:
+    """Give the URL without the parameters of which `is_ours` says so by their names."""
+    parts = urlsplit(url)
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    kept = [(name, value) for name, value in pairs if not is_ours(name)]
+    return url if kept == pairs else urlunsplit(parts._replace(query=urlencode(kept)))
 
 
 def _mask_one(url: str) -> str:
