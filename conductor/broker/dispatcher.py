@@ -30,8 +30,8 @@ from conductor.broker.unclaimed import MissingAgents, TaskQueue, put_aside_tasks
 from conductor.core.enums import AgentType
 from conductor.core.exceptions import AgentError, ConductorError, StateError
 from conductor.core.fields import utc_now
-from conductor.core.message_size import TOO_LARGE, too_large
-from conductor.core.metrics import NO_METRICS, Metrics, refused_as
+from conductor.core.message_size import check_size
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.tracing import current_headers, span_of, task_attributes
 from conductor.store.endpoint import read_url
 from conductor.store.link import Link
@@ -272,10 +272,8 @@ class Dispatcher:
             time_limit=task.timeout_seconds + self._config.work.hard_limit_grace,
             **display_of_task(task, EXECUTE_TASK),
         )
-        size, limit = task_bytes(message), self._config.bus.max_message_bytes
-        if size > limit:
-            self._metrics.message_refused(refused_as(TOO_LARGE))
-            raise too_large(f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})", size, limit)
+        what, limit = f"Task {task.task_id} ({task.name[:NAME_LIMIT]!r})", self._config.bus.max_message_bytes
+        check_size(what, task_bytes(message), limit, self._metrics)
         return message
 
 

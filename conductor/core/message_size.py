@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conductor.core.exceptions import MessageBusError
+from conductor.core.metrics import NO_METRICS, Metrics, refused_as
 
 #: Bytes of a message as compact JSON in UTF-8; the default of `bus.max_message_bytes`.
 DEFAULT_MAX_MESSAGE_BYTES = 1024 * 1024
@@ -11,9 +12,10 @@ WRAPPING = 4096
 TOO_LARGE = "MESSAGE_TOO_LARGE"
 
 
-def check_size(what: str, size: int, limit: int) -> None:
-    """Raise MessageBusError, code MESSAGE_TOO_LARGE, when `what` has more bytes than allowed."""
+def check_size(what: str, size: int, limit: int, metrics: Metrics = NO_METRICS) -> None:
+    """Raise MessageBusError, code MESSAGE_TOO_LARGE, counted by `metrics`, when `what` has too many bytes."""
     if size > limit:
+        metrics.message_refused(refused_as(TOO_LARGE))
         raise too_large(what, size, limit)
 
 

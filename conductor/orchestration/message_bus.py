@@ -16,9 +16,9 @@ from conductor.core.channels import DLQ, compile_pattern, validate_channel, vali
 from conductor.core.dead_letters import DeadLetter, announcement
 from conductor.core.exceptions import MessageBusError
 from conductor.core.log_ids import current_message
-from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, TOO_LARGE, too_large
+from conductor.core.message_size import DEFAULT_MAX_MESSAGE_BYTES, check_size
 from conductor.core.messages import AgentMessage
-from conductor.core.metrics import NO_METRICS, Metrics, refused_as
+from conductor.core.metrics import NO_METRICS, Metrics
 from conductor.core.retry import RetryPolicy
 from conductor.core.tracing import find_tracing
 from conductor.orchestration.groups import check_membership
@@ -159,9 +159,7 @@ def encode_message(
             "INVALID_MESSAGE",
             {"message_id": message.message_id},
         ) from error
-    if len(body) > limit:
-        metrics.message_refused(refused_as(TOO_LARGE))
-        raise too_large(f"Message {message.message_id}", len(body), limit)
+    check_size(f"Message {message.message_id}", len(body), limit, metrics)
     return body
 
 
