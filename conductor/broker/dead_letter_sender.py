@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from conductor.broker.dead_letters import announcement, publish_dead_letter
 from conductor.broker.results import UNKNOWN_AGENT
-from conductor.broker.signing import Seals
+from conductor.broker.signing import seals_of
 from conductor.broker.task_sender import broker_unavailable
 from conductor.broker.topology import EVENTS
 from conductor.broker.transport import connect, disconnect, kombu_connection
@@ -44,7 +44,7 @@ class DeadLetterSender:
         signer: Signer | None = None,
     ) -> None:
         """`patience` is how many seconds a letter waits for a broker that is away."""
-        self._seals = None if signer is None else Seals(signer)
+        self._seals = seals_of(signer)
         self._url = broker_url
         self._connect_timeout = connect_timeout
         self._patience = patience
@@ -100,8 +100,7 @@ class DeadLetterSender:
             message = announcement(letter)
             body = message.model_dump_json().encode()
             out = Outgoing(EVENTS, DLQ, body, tag=message.message_id)
-            if self._seals is not None:
-                seal(out, self._seals)
+            seal(out, self._seals)
             self._open_events().send([out])
         except Exception:
             logger.exception("Dead letter %s was not announced on %s", letter.letter_id, DLQ)

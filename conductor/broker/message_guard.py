@@ -6,15 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conductor.broker.refused_messages import Refused
+from conductor.broker.refused_messages import RefusalDesk, Refused, RefusedMessages
 from conductor.broker.signing import SignatureError
 from conductor.broker.wire import signed_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from conductor.broker.signing import Signer
     from conductor.broker.wire import Address, Incoming
+    from conductor.core.metrics import Metrics
 
 #: Messages by which one may be overtaken by others of its sender.
 _OVERTAKEN = 1024
@@ -30,10 +29,10 @@ class MessageGuard:
     `signing.window_seconds` ago, once.
     """
 
-    def __init__(self, signer: Signer, keep: Callable[[Refused, SignatureError], None]) -> None:
-        """`keep` makes a dead letter of what is refused."""
+    def __init__(self, signer: Signer, refusals: RefusalDesk) -> None:
+        """`refusals` makes dead letters of what is refused; whoever has the guard closes it."""
         self._signer = signer
-        self._keep = keep
+        self.refusals = refusals
         self._had: dict[tuple[str, str, str], _Stream] = {}
         self._tidy_at = 0.0
 
@@ -50,7 +49,7 @@ class MessageGuard:
                 raise SignatureError(text, "MESSAGE_REPLAYED")
         except SignatureError as error:
             properties = {"reply_to": incoming.reply_to, "correlation_id": incoming.correlation_id}
-            self._keep(Refused(incoming.channel, incoming.body, incoming.headers, properties), error)
+            self.refusals.keep(Refused(incoming.channel, incoming.body, incoming.headers, properties), error)
             raise
 
     def _is_new(self, address: Address, nonce: str) -> bool:
@@ -69,6 +68,16 @@ class MessageGuard:
         self._tidy_at = now + _TIDY_INTERVAL
         oldest = now - 2 * self._signer.window_seconds - _TIDY_INTERVAL
         self._had = {key: stream for key, stream in self._had.items() if stream.last > oldest}
+
+
+def guard_for(
+    signer: Signer | None, broker_url: str, redis_url: str | None, connect_timeout: float, metrics: Metrics
+) -> MessageGuard | None:
+    """Make a guard where there is a signer; it makes letters over connections of its own."""
+    if signer is None:
+        return None
+    messages = RefusedMessages(broker_url, redis_url, connect_timeout, signer, metrics)
+    return MessageGuard(signer, RefusalDesk(messages))
 
 
 @dataclass(slots=True)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from conductor.broker import topology
 from conductor.broker.dead_letter_sender import DeadLetterSender
-from conductor.broker.message_guard import MessageGuard
+from conductor.broker.message_guard import guard_for
 from conductor.broker.node_errors import ErrorDesk
 from conductor.broker.records import Run, TaskRecords
-from conductor.broker.refused_messages import RefusalDesk, RefusedMessages
 from conductor.broker.results import (
     UNKNOWN_AGENT,
     assigned_task_id,
@@ -24,7 +23,7 @@ from conductor.broker.results import (
     timeout_response,
 )
 from conductor.broker.shared_breaker import breaker_of
-from conductor.broker.signing import Seals, configured_signer
+from conductor.broker.signing import configured_signer, seals_of
 from conductor.broker.task_letters import Fate, Original, as_json
 from conductor.broker.unclaimed import AT_ONCE, MissingAgents, TaskQueue, put_aside_tasks
 from conductor.broker.wire import Outgoing, seal
@@ -97,14 +96,12 @@ class NodeDesk:
         )
         self._config = config
         signer = configured_signer(config)
-        self._seals = None if signer is None else Seals(signer)
+        self._seals = seals_of(signer)
         self._letters = DeadLetterSender(
             addresses.broker_url, config.bus.connect_timeout, PATIENCE, metrics, signer
         )
-        refused = RefusedMessages(
-            addresses.broker_url, addresses.redis_url, config.bus.connect_timeout, signer, metrics
-        )
-        self.guard = None if signer is None else MessageGuard(signer, RefusalDesk(refused).keep)
+        limit = config.bus.connect_timeout
+        self.guard = guard_for(signer, addresses.broker_url, addresses.redis_url, limit, metrics)
         """Of what is published to the agents of the node."""
         self._records = TaskRecords(self._state.link, config.redis.result_expires_seconds)
         self._errors = ErrorDesk(self._records, self._state, self._letters, config.errors, metrics=metrics)
@@ -275,8 +272,7 @@ class NodeDesk:
                 exchange = topology.replies_exchange(producer.connection.transport.driver_type)
                 body = response.model_dump_json().encode()
                 out = Outgoing(topology.REPLIES, reply_to, body, correlation_id=response.correlation_id)
-                if self._seals is not None:
-                    seal(out, self._seals)
+                seal(out, self._seals)
                 producer.publish(
                     body,
                     headers=out.headers,

@@ -83,7 +83,7 @@ class Publisher(LinkThread[Sender]):
             f"{self._tag_prefix}-{self._count}",
             headers,
         )
-        if self._seals is not None:
+        if self._seals is not None:  # asked here: a call more for each message is not free
             seal(out, self._seals)
         self._outstanding.append(out)
         if self._watch is None:

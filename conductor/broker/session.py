@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from conductor.broker.consumer import Consumer
 from conductor.broker.groups import Groups
 from conductor.broker.intake import LoopIntake
-from conductor.broker.message_guard import MessageGuard
+from conductor.broker.message_guard import guard_for
 from conductor.broker.origins import Origins
 from conductor.broker.publisher import Publisher
-from conductor.broker.refused_messages import RefusalDesk, RefusedMessages
-from conductor.broker.signing import Seals
+from conductor.broker.signing import seals_of
 from conductor.broker.subscriptions import Route, RouteTable, Subscription, Tally
 from conductor.broker.topology import EVENTS, REPLIES, REPLY_TO_ANY
 from conductor.broker.transport import is_rabbitmq, kombu_connection, system_of
@@ -77,7 +76,9 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._inbox: list[Route] = []
-        self._refusals: RefusalDesk | None = None
+        self._guard = guard_for(
+            settings.signer, settings.url, settings.dedup_url, settings.connect_timeout, settings.metrics
+        )
         self._intake = LoopIntake(
             settings.bus_id,
             self._routes,
@@ -90,7 +91,7 @@ class Session:
             self.tracing,
             self.system,
             settings.metrics,
-            self._guard(),
+            self._guard,
         )
         name = f"conductor bus {settings.bus_id[:8]}"
         self.publisher = Publisher(
@@ -98,7 +99,7 @@ class Session:
             settings.url,
             self._open_sender,
             settings.publish_timeout,
-            None if settings.signer is None else Seals(settings.signer),
+            seals_of(settings.signer),
         )
         self.groups = Groups(
             settings, self._group_connection, self.publisher, self.origins, self.tracing, self.counts
@@ -149,8 +150,8 @@ class Session:
         """End the threads without waiting, when the event loop is closed."""
         self._closed = True
         self.groups.abandon()
-        if self._refusals is not None:
-            self._refusals.abandon()
+        if self._guard is not None:
+            self._guard.refusals.abandon()
         for thread in (self._consumer, self.publisher):
             thread.stop()
 
@@ -238,19 +239,9 @@ class Session:
             if thread.ended.done():
                 thread.join(0.1)  # it has nothing left to do but to return
 
-    def _guard(self) -> MessageGuard | None:
-        settings = self._settings
-        if settings.signer is None:
-            return None
-        messages = RefusedMessages(
-            settings.url, settings.dedup_url, settings.connect_timeout, settings.signer, settings.metrics
-        )
-        self._refusals = RefusalDesk(messages)
-        return MessageGuard(settings.signer, self._refusals.keep)
-
     async def _close_refusals(self) -> None:
-        if self._refusals is not None:
-            await self._refusals.close()
+        if self._guard is not None:
+            await self._guard.refusals.close()
 
     def _group_connection(self) -> Connection:
         return self._connection(_HEARTBEAT, confirm_publish=True)

@@ -16,7 +16,7 @@ from conductor.broker.topology import CHANNEL_HEADER, EVENTS, TRIAL_HEADER
 from conductor.core.exceptions import MessageBusError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from kombu import Message
 
@@ -67,14 +67,14 @@ class Signed:
             correlation_id=str(properties.get("correlation_id") or ""),
         )
 
-    def parts(self) -> Iterable[bytes]:
-        """Give what is signed, always in the same order."""
+    def parts(self, otherwise: Callable[[Any], str] | None) -> Iterable[bytes]:
+        """Give what is signed, in one order; `otherwise` writes what is no JSON, without it TypeError."""
         yield from map(
             _bytes,
             (self.place, self.content_type, self.content_encoding, self.reply_to, self.correlation_id),
         )
         headers = {name: value for name, value in self.headers.items() if not _is_added(name)}
-        yield json.dumps(headers, sort_keys=True, separators=(",", ":"), default=repr).encode()
+        yield json.dumps(headers, sort_keys=True, separators=(",", ":"), default=otherwise).encode()
         yield self.body if isinstance(self.body, bytes) else _bytes(self.body)
 
 
@@ -106,17 +106,16 @@ class Signer:
 
         MessageBusError, code INVALID_MESSAGE: a header is no JSON, which might arrive as something else.
         """
+        key = str(self._config.key_id)
+        stamp = {KEY: key, TIME: repr(time.time()), NONCE: nonce or uuid.uuid4().hex}
         try:
-            json.dumps(dict(signed.headers))
+            return stamp | {SIGNATURE: self._macs[key](stamp, signed, None)}
         except (TypeError, ValueError) as error:
             raise MessageBusError(
                 f"A message whose headers are no JSON cannot be signed ({error}): send text, numbers, lists "
                 "and dictionaries only.",
                 "INVALID_MESSAGE",
             ) from error
-        key = str(self._config.key_id)
-        stamp = {KEY: key, TIME: repr(time.time()), NONCE: nonce or uuid.uuid4().hex}
-        return stamp | {SIGNATURE: self._macs[key](stamp, signed)}
 
     def verify(
         self, signed: Signed, longest_wait: float | None = None, received_at: float | None = None
@@ -138,7 +137,7 @@ class Signer:
         if mac is None:
             text = f"The message is signed with key {stamp[KEY][:64]!r}, which is not in signing.keys."
             raise SignatureError(text, "MESSAGE_UNKNOWN_KEY")
-        if not hmac.compare_digest(_bytes(mac(stamp, signed)), _bytes(stamp[SIGNATURE])):
+        if not hmac.compare_digest(_bytes(mac(stamp, signed, repr)), _bytes(stamp[SIGNATURE])):
             raise SignatureError("The message is not what was signed.", "MESSAGE_ALTERED")
         age, most = (received_at or time.time()) - float(stamp[TIME]), longest_wait or self._longest_wait
         if not -self._config.window_seconds <= age <= most:
@@ -163,6 +162,11 @@ class Seals:
         return self._signer.sign(signed, f"{self._stream}.{next(self._count)}")
 
 
+def seals_of(signer: Signer | None) -> Seals | None:
+    """Make seals where there is a signer."""
+    return None if signer is None else Seals(signer)
+
+
 def place_of(exchange: str, key: str) -> str:
     """Give the place of what is published to a channel or an inbox: no queue is called so."""
     return f"{exchange}\n{key}"
@@ -178,9 +182,9 @@ def configured_signer(config: ConductorConfig) -> Signer | None:
     return Signer(config.signing, config.redis.result_expires_seconds) if config.signing.keys else None
 
 
-def _mac(key: bytes, stamp: Mapping[str, str], signed: Signed) -> str:
+def _mac(key: bytes, stamp: Mapping[str, str], signed: Signed, otherwise: Callable[[Any], str] | None) -> str:
     mac = hmac.new(key, b"conductor message 1", hashlib.sha256)
-    for part in (*(_bytes(stamp[name]) for name in (KEY, TIME, NONCE)), *signed.parts()):
+    for part in (*(_bytes(stamp[name]) for name in (KEY, TIME, NONCE)), *signed.parts(otherwise)):
         mac.update(len(part).to_bytes(8, "big"))
         mac.update(part)
     return mac.hexdigest()

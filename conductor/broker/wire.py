@@ -89,8 +89,10 @@ def headers_of(out: Outgoing) -> dict[str, Any]:
     return headers if out.headers is None else headers | out.headers
 
 
-def seal(out: Outgoing, seals: Seals) -> None:
-    """Sign a message."""
+def seal(out: Outgoing, seals: Seals | None) -> None:
+    """Sign a message, where there are seals."""
+    if seals is None:
+        return
     signed = Signed(
         place_of(out.exchange, out.routing_key),
         out.body,
