@@ -1,5 +1,6 @@
 """`conductor status`: whether everything is there, and what goes on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
@@ -8,6 +9,7 @@ from rich.text import Text
 from conductor.broker.addresses import find_addresses, uses_embedded
 from conductor.broker.liveness import heartbeat_age
 from conductor.broker.overview import Overview, Server, look_around
+from conductor.broker.queue_depths import QueueDepth
 from conductor.cli.execution import FAILED
 from conductor.cli.output import Output
 from conductor.cli.servers import NOTHING_THERE
@@ -70,9 +72,9 @@ def _view(config: ConductorConfig, overview: Overview, *, narrow: bool, strict: 
     }
     parts: list[Table | Text] = [_servers(overview, embedded=uses_embedded(config))]
     if overview.agents:
-        parts += [Text(), _agents(overview, narrow=narrow)]
+        parts += [Text(), agents_of(overview, narrow=narrow)]
     if overview.queues:
-        parts += [Text(), _queues(overview)]
+        parts += [Text(), queues_table(overview.queues)]
     parts += [
         Text(),
         *(_line("problem", text, PROBLEM_STYLE) for text in problems),
@@ -142,13 +144,15 @@ def agents_table(agents: list[tuple[AgentState, bool]], *, narrow: bool) -> Tabl
     return table
 
 
-def _agents(overview: Overview, *, narrow: bool) -> Table:
+def agents_of(overview: Overview, *, narrow: bool) -> Table:
+    """Make the table of the agents of an overview."""
     return agents_table([(agent, overview.lives(agent)) for agent in overview.agents], narrow=narrow)
 
 
-def _queues(overview: Overview) -> Table:
+def queues_table(queues: Iterable[QueueDepth]) -> Table:
+    """Make the table of queues, in their order."""
     table = table_of("queue", "waiting", right=("waiting",))
-    for queue in overview.queues:
+    for queue in queues:
         table.add_row(queue.name, str(queue.ready))
     return table
 

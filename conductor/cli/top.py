@@ -18,7 +18,7 @@ from conductor.broker.addresses import find_addresses
 from conductor.broker.app import create_app
 from conductor.broker.overview import look_around
 from conductor.broker.task_events import WINDOW, TaskEvents
-from conductor.cli.status import PROBLEM_STYLE, agent_data, agents_table
+from conductor.cli.status import PROBLEM_STYLE, agent_data, agents_of, queues_table
 from conductor.cli.views import View, table_of, write
 
 if TYPE_CHECKING:
@@ -114,13 +114,9 @@ async def _look(config: ConductorConfig, addresses: Addresses, events: TaskEvent
 def _parts(overview: Overview, *, narrow: bool) -> list[Table | Text]:
     parts: list[Table | Text] = []
     if overview.queues:
-        queues = table_of("queue", "waiting", right=("waiting",))
-        for queue in sorted(overview.queues, key=lambda queue: -queue.ready):
-            queues.add_row(queue.name, str(queue.ready))
-        parts += [queues, Text()]
+        parts += [queues_table(sorted(overview.queues, key=lambda queue: -queue.ready)), Text()]
     if overview.agents:
-        agents = [(agent, overview.lives(agent)) for agent in overview.agents]
-        parts += [agents_table(agents, narrow=narrow), Text()]
+        parts += [agents_of(overview, narrow=narrow), Text()]
     parts += [Text(f"breaker of {kind.value}: {state.value}") for kind, state in overview.breakers.items()]
     return parts
 
