@@ -15,7 +15,7 @@ from conductor.store._valkey import find_binary
 from tests.support import redis_tls
 from tests.support.certificates import Authority, ServerTLS
 from tests.support.exercise import bus_works, dead_letters_work, nodes_take_tasks, refusal
-from tests.support.redis_tls import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until_sync
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -182,31 +182,34 @@ async def test_a_message_with_headers_that_are_not_ours_is_as_good_as_new(
 async def test_on_rabbitmq_properties_that_nobody_reads_block_no_group(
     rabbitmq_url: str, group: str, properties: bytes
 ) -> None:
-    channel, inbox = unique("unreadable"), Inbox()
-    queue = group_queue_name(group, channel)
-    async with KombuMessageBus(rabbitmq_url) as bus:
-        await bus.subscribe(channel, inbox, group=group)
-        await asyncio.to_thread(raw_amqp.publish_raw, rabbitmq_url, "", queue, b"nonsense", properties)
-        (letter,) = await wait_until(lambda: letters_of(rabbitmq_url, queue))
-        await bus.publish(channel, a_message(2))
-        await inbox.has(2)
-    assert (letter.reason, letter.body) == ("undecodable", "nonsense")
+    def put(queue: str) -> None:
+        raw_amqp.publish_raw(rabbitmq_url, "", queue, b"nonsense", properties)
+
+    await is_buried_and_blocks_nothing(rabbitmq_url, group, put)
 
 
 @pytest.mark.parametrize("key", raw_amqp.KEYS.values(), ids=raw_amqp.KEYS)
 async def test_on_rabbitmq_a_routing_key_that_is_no_text_blocks_no_group(
     rabbitmq_url: str, group: str, key: bytes
 ) -> None:
-    channel, inbox = unique("key"), Inbox()
+    def put(queue: str) -> None:
+        raw_amqp.publish_under(rabbitmq_url, key, queue, b"nonsense")
+
+    await is_buried_and_blocks_nothing(rabbitmq_url, group, put)
+
+
+async def is_buried_and_blocks_nothing(url: str, group: str, put: Callable[[str], None]) -> None:
+    """What is put into the queue of a group becomes one letter, and the group gets what comes after it."""
+    channel, inbox = unique("damaged"), Inbox()
     queue = group_queue_name(group, channel)
-    async with KombuMessageBus(rabbitmq_url) as bus:
+    async with KombuMessageBus(url) as bus:
         await bus.subscribe(channel, inbox, group=group)
-        await asyncio.to_thread(raw_amqp.publish_under, rabbitmq_url, key, queue, b"nonsense")
-        await wait_until(lambda: letters_of(rabbitmq_url, queue))
+        await asyncio.to_thread(put, queue)
+        await wait_until(lambda: letters_of(url, queue))
         await bus.publish(channel, a_message(2))
         await inbox.has(2)
-    # One: the letter has the header of the copy, and must not be copied as well.
-    (letter,) = letters_of(rabbitmq_url, queue)
+    # One: a letter may have the header of a copy, and must not be copied as well.
+    (letter,) = letters_of(url, queue)
     assert (letter.reason, letter.body) == ("undecodable", "nonsense")
 
 

@@ -25,7 +25,7 @@ from conductor.core.state import AgentState
 from conductor.store.embedded import EmbeddedServer
 from conductor.store.redis_state import RedisStateManager
 from tests.support import rabbitmq
-from tests.support.cli import COMMAND, conductor, environment
+from tests.support.cli import COMMAND, conductor
 from tests.support.nodes import Farm
 from tests.support.waiting import wait_until_sync
 
@@ -39,15 +39,8 @@ def doctor(
     command = [str(COMMAND)]
     if shim:
         command = [sys.executable, "-c", f"{shim}\nfrom conductor.cli import main\nmain()"]
-    done = subprocess.run(
-        [*command, *options, "doctor", "--json"],
-        env=environment(tmp_path / "data") | settings,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    arguments = [*options, "doctor", "--json"]
+    done = conductor(tmp_path / "data", *arguments, cwd=tmp_path, settings=settings, command=command)
     assert "Traceback" not in done.stdout + done.stderr
     assert "hidden-word" not in done.stdout + done.stderr
     return done
@@ -390,15 +383,7 @@ def test_a_type_of_queues_that_there_is_not(tmp_path: Path, valkey_url: str, com
         "CONDUCTOR_BROKER_URL": "amqp://127.0.0.1:1//?task_queues=mirrored",
         "CONDUCTOR_REDIS__URL": valkey_url,
     }
-    done = subprocess.run(
-        [str(COMMAND), command],
-        env=environment(tmp_path / "data") | settings,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    done = conductor(tmp_path / "data", command, cwd=tmp_path, settings=settings)
     assert done.returncode != 0
     assert "Traceback" not in done.stdout + done.stderr
     assert "is none of classic, quorum" in done.stdout + done.stderr

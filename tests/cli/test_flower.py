@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.cli import COMMAND, background, conductor, environment
 from tests.support.places import Place, place_on
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until_sync
 
 CELERY = [sys.executable, "-m", "celery", "-A", "workers"]
@@ -31,12 +31,6 @@ CHROMIUM = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--window-size=1280,720", "--disable-dev-shm-usage"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Flower:

@@ -28,11 +28,11 @@ from conductor.cli.commands import app
 from conductor.core.channels import agent_channel
 from conductor.core.config import ConductorConfig, TracingConfig, load_config
 from conductor.core.models import TaskDefinition
-from tests.cli.test_flower import free_port
 from tests.support import rabbitmq, shown
 from tests.support.cli import COMMAND, Background, background, environment
 from tests.support.leaking import AGENTS, Guarded, guarded
 from tests.support.markers import Marker
+from tests.support.ports import free_port
 from tests.support.projects import write_files
 from tests.support.waiting import wait_until_sync
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from conductor.store.embedded import EmbeddedServer
 from conductor.store.failures import ReplyError
 from conductor.store.redis_state import RedisStateManager
 from tests.store.makers import agent, result
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 SECRET = "s3cret-p@ss"
@@ -71,12 +71,6 @@ async def test_a_wrong_url_is_refused_with_an_example(url: str) -> None:
 async def test_a_database_there_is_not_is_a_wrong_url(redis_url: str) -> None:
     error = await connecting(redis_url.rsplit("/", 1)[0] + "/4711")
     assert error.error_code == "STATE_BAD_URL"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("where", ["127.0.0.1:{port}", "no-such-host.invalid:{port}"])

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -31,12 +32,17 @@ def environment(data_dir: Path) -> dict[str, str]:
 
 
 def conductor(
-    data_dir: Path, *arguments: str, cwd: Path | None = None, stdin: str = ""
+    data_dir: Path,
+    *arguments: str,
+    cwd: Path | None = None,
+    stdin: str = "",
+    settings: Mapping[str, str] = MappingProxyType({}),
+    command: Sequence[str | Path] = (COMMAND,),
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command, or another, to its end, with settings in its environment."""
     return subprocess.run(
-        [COMMAND, *arguments],
-        env=environment(data_dir),
+        [*command, *arguments],
+        env=environment(data_dir) | settings,
         cwd=cwd,
         input=stdin,
         capture_output=True,

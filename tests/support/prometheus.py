@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until_sync
 
 REQUIRED = "CONDUCTOR_TEST_REQUIRE_PROMETHEUS"
@@ -65,7 +65,7 @@ class Prometheus:
 @contextlib.contextmanager
 def prometheus(directory: Path, metrics_url: str, rules: Path) -> Iterator[Prometheus]:
     """A Prometheus with these rules that has scraped a URL."""
-    target, port = metrics_url.partition("//")[2].partition("/")[0], _free_port()
+    target, port = metrics_url.partition("//")[2].partition("/")[0], free_port()
     settings, address = directory / "prometheus.yml", f"127.0.0.1:{port}"
     settings.write_text(SETTINGS.format(rules=json.dumps(str(rules)), target=json.dumps(target)))
     command = ["prometheus", f"--config.file={settings}", f"--web.listen-address={address}"]
@@ -86,9 +86,3 @@ def prometheus(directory: Path, metrics_url: str, rules: Path) -> Iterator[Prome
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

@@ -15,9 +15,10 @@ import pytest
 from kombu import Connection, Exchange
 
 from tests.support.certificates import ServerTLS
+from tests.support.ports import HOST, accepts, free_port
 from tests.support.waiting import wait_until_sync
 
-HOST, PORT = "127.0.0.1", 5672
+PORT = 5672
 REQUIRED = "CONDUCTOR_TEST_REQUIRE_RABBITMQ"
 URL = "CONDUCTOR_TEST_RABBITMQ_URL"
 #: Debian's wrapper of the same name does not let settings through.
@@ -127,7 +128,7 @@ def server(directory: Path, consumer_timeout: float = 1800.0, tls: ServerTLS | N
     One that is started in the directory of another has what that one kept. One with `tls` has no other port.
     """
     settings, name = directory / "rabbitmq.conf", uuid.uuid5(uuid.NAMESPACE_URL, str(directory)).hex[:12]
-    port, distribution_port, mapper_port = _free_port(), _free_port(), _free_port()
+    port, distribution_port, mapper_port = free_port(), free_port(), free_port()
     lines = [f"consumer_timeout = {consumer_timeout * 1000:.0f}", *_listener(port, tls)]
     settings.write_text("\n".join(lines) + "\n")
     (directory / "plugins").touch()
@@ -153,7 +154,7 @@ def server(directory: Path, consumer_timeout: float = 1800.0, tls: ServerTLS | N
             [SERVER], env=environment, cwd=directory, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        started = functools.partial(_is_up, process, port, directory / "output")
+        started = functools.partial(accepts, process, port, directory / "output")
         wait_until_sync(started, timeout=90, interval=0.2)
         yield (
             f"amqp://guest:guest@{HOST}:{port}//"
@@ -179,21 +180,6 @@ def _listener(port: int, tls: ServerTLS | None) -> list[str]:
         f"ssl_options.verify = {'verify_peer' if tls.demands_certificate else 'verify_none'}",
         f"ssl_options.fail_if_no_peer_cert = {str(tls.demands_certificate).lower()}",
     ]
-
-
-def _is_up(process: subprocess.Popen[bytes], port: int, output: Path) -> bool:
-    assert process.poll() is None, output.read_text()[-2000:]
-    try:
-        socket.create_connection((HOST, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _vhost(url: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import ServerTLS
+from tests.support.ports import HOST, accepts, free_port
 from tests.support.waiting import wait_until_sync
 
 REQUIRED = "CONDUCTOR_TEST_REQUIRE_REDIS_TLS"
-HOST = "127.0.0.1"
 
 
 def skip_without() -> None:
@@ -37,24 +36,8 @@ def server(directory: Path, tls: ServerTLS, *options: str) -> Iterator[int]:
     with (directory / f"redis-{port}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_until_sync(lambda: _accepts(process, port, Path(log.name)))
+        wait_until_sync(lambda: accepts(process, port, Path(log.name)))
         yield port
     finally:
         process.terminate()
         process.wait(10)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server((HOST, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _accepts(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
-    assert process.poll() is None, log.read_text()[-2000:]
-    try:
-        socket.create_connection((HOST, port), timeout=2).close()
-    except OSError:
-        return False
-    return True

@@ -20,7 +20,7 @@ from tests.broker.nodes.conftest import SETTINGS, task
 from tests.support.agents import notes
 from tests.support.buses import Inbox, a_message, unique
 from tests.support.nodes import Farm
-from tests.support.redis_tls import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until, wait_until_sync
 
 #: Sentinel's milliseconds until a silent master counts as dead, and between attempts to replace it.
