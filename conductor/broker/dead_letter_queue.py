@@ -80,7 +80,10 @@ class DeadLetterQueue:
             await self._reopening.close()
 
     async def list(self, *, limit: int | None = 50, offset: int = 0, **filters: Unpack[Filters]) -> Letters:
-        """List letters, the oldest first; see `Filters`. ConfigurationError: a filter makes no sense."""
+        """List letters, the oldest first; see `Filters`. ConfigurationError: a filter makes no sense.
+
+        A letter that its sender, who died, left there twice is listed once.
+        """
         return (await self._look(limit, offset, filters, to_the_end=False)).letters
 
     async def page(
@@ -97,7 +100,7 @@ class DeadLetterQueue:
         """
 
         def look(shelf: Shelf, stop: threading.Event) -> DeadLetter | None:
-            newest, similar = None, Letters()
+            newest, similar = None, dict[str, DeadLetter]()
             with closing(shelf.walk()) as walk:
                 for letter in (found.letter for found in walk):
                     if stop.is_set():
@@ -109,10 +112,10 @@ class DeadLetterQueue:
                     if letter.task_id == letter_id:
                         newest = letter
                     elif len(letter_id) >= SHORT_ID and letter.letter_id.startswith(letter_id):
-                        similar.append(letter)
+                        similar[letter.letter_id] = letter
             if newest is None and len(similar) > 1:
-                raise _ambiguous(letter_id, similar)
-            return newest or (similar[0] if similar else None)
+                raise _ambiguous(letter_id, list(similar))
+            return newest or next(iter(similar.values()), None)
 
         return await self._do(look, "look for a dead letter")
 
@@ -159,14 +162,15 @@ class DeadLetterQueue:
         chosen = await self._choose(letter_id, filters, everything=all, verb="purged")
 
         def work(shelf: Shelf, stop: threading.Event) -> int:
-            purged = 0
+            purged = set[str]()
             with closing(shelf.walk()) as walk:
                 for found in walk:
                     if stop.is_set():
                         break
-                    if found.letter is not None and chosen.matches(found.letter):
-                        purged += shelf.remove(found)
-            return purged
+                    letter = found.letter
+                    if letter is not None and chosen.matches(letter) and shelf.remove(found):
+                        purged.add(letter.letter_id)
+            return len(purged)
 
         return await self._do(work, "purge dead letters")
 
@@ -180,13 +184,15 @@ class DeadLetterQueue:
 
         def look(shelf: Shelf, stop: threading.Event) -> LetterPage:
             letters, total, unreadable = Letters(), 0, 0
+            seen = set[str]()
             with closing(shelf.walk()) as walk:
                 for found in walk:
                     if stop.is_set() or (total >= end and not to_the_end):
                         break
                     if found.letter is None:
                         unreadable += 1
-                    elif chosen.matches(found.letter):
+                    elif chosen.matches(found.letter) and found.letter.letter_id not in seen:
+                        seen.add(found.letter.letter_id)
                         if offset <= total < end:
                             letters.append(found.letter)
                         total += 1
@@ -264,8 +270,7 @@ def not_found(letter_id: str) -> MessageBusError:
     )
 
 
-def _ambiguous(letter_id: str, similar: Letters) -> MessageBusError:
-    ids = [letter.letter_id for letter in similar]
+def _ambiguous(letter_id: str, ids: list[str]) -> MessageBusError:
     return MessageBusError(
         f"{len(ids)} dead letters begin with {letter_id!r}: give more of the id, {' or '.join(ids[:3])}.",
         "DEAD_LETTER_AMBIGUOUS",

@@ -78,7 +78,7 @@ async def test_the_beginning_of_an_id_is_enough_where_it_tells_them_apart(
     queue: DeadLetterQueue, url: str
 ) -> None:
     one, two = a_letter(letter_id="abcdefgh-1"), a_letter(letter_id="abcdefgh-22")
-    put(url, one, two)
+    put(url, one, two, two)
     assert await queue.get("abcdefgh-2") == two
     assert await queue.get("abcdefgh-1") == one
     with pytest.raises(MessageBusError, match="2 dead letters begin with 'abcdefgh': give more") as caught:

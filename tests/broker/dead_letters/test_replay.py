@@ -99,7 +99,8 @@ async def test_a_letter_that_is_there_twice_and_cannot_be_replayed_stays(
     put(url, letter, letter)
     report = await queue.replay(all=True)
     assert (report.replayed, list(report.refused)) == ([], [letter.letter_id])
-    assert await queue.list() == [letter, letter]
+    assert await queue.count() == 2
+    assert await queue.list() == [letter]
 
 
 async def test_another_message_goes_back_as_it_was(queue: DeadLetterQueue, url: str) -> None:
