@@ -139,6 +139,11 @@ def _show_result(output: Output, task: TaskDefinition, result: TaskResult) -> No
     output.say(Text.assemble(f"{task.name}: ", status, f"{by(result.agent_id)}{seconds}"))
     if remark := headline(task.assigned_to, result):
         output.say(remark)
+    if result.status is TaskStatus.FAILED:
+        output.note(
+            f"'conductor show {result.task_id}' tells more; "
+            f"'conductor dlq replay {result.task_id}' has it done again once the cause is mended"
+        )
     if not output.as_json and result.output_data:
         output.say(_pretty(result.output_data))
     output.emit(result.model_dump(mode="json"), indent=2)

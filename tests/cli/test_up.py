@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def test_dispatch_fails_with_the_agents_reason(data: Path) -> None:
     assert done.returncode == 1
     assert "there is no directory /nowhere/at/all" in done.stdout
     assert "Traceback" not in done.stderr
+    [show, replay] = re.findall(r"'conductor ([^']+)'", done.stderr)
+    shown = conductor(data, *show.split())
+    assert "there is no directory /nowhere/at/all" in shown.stdout, shown.stderr
+    again = conductor(data, *replay.split())
+    assert "replayed 1 dead letter" in again.stdout, again.stderr
 
 
 def test_dispatch_to_nobody_is_refused_unless_nobody_waits(data: Path) -> None:
