@@ -13,7 +13,7 @@ from typing import Any
 from kombu import Connection
 from kombu.transport.redis import MultiChannelPoller
 
-from conductor.broker import transport
+from conductor.broker import redis_transport, transport
 from conductor.broker.node_taking import Taker
 from conductor.broker.topology import AGENT_QUEUE_PREFIX
 
@@ -111,11 +111,11 @@ class _ChannelMixin:
         return self._taker.take(len(keys), *keys, *arguments)
 
 
-class Channel(_ChannelMixin, transport.Channel):
+class Channel(_ChannelMixin, redis_transport.Channel):
     """A channel of `Transport`."""
 
 
-class SentinelChannel(_ChannelMixin, transport.SentinelChannel):
+class SentinelChannel(_ChannelMixin, redis_transport.SentinelChannel):
     """A channel of `SentinelTransport`."""
 
 
@@ -150,19 +150,19 @@ class _TransportMixin:
         self.cycle = _Poller()
 
 
-class Transport(_TransportMixin, transport.Transport):
+class Transport(_TransportMixin, redis_transport.Transport):
     """redis://"""
 
     Channel = Channel
 
 
-class TLSTransport(_TransportMixin, transport.TLSTransport):
+class TLSTransport(_TransportMixin, redis_transport.TLSTransport):
     """rediss://"""
 
     Channel = Channel
 
 
-class SentinelTransport(_TransportMixin, transport.SentinelTransport):
+class SentinelTransport(_TransportMixin, redis_transport.SentinelTransport):
     """sentinel://"""
 
     Channel = SentinelChannel

@@ -139,8 +139,6 @@ def _task(
         result, status = revoked, revoked.status
     elif result is not None:
         status = result.status
-    error = result.metadata.get("error") if result is not None else None
-    error = error if isinstance(error, dict) else {}
     workflow_id = (result and result.metadata.get("workflow_id")) or (record and record.workflow_id) or None
     data: dict[str, Any] = {
         "kind": "task",
@@ -156,13 +154,21 @@ def _task(
         "result": result and result.model_dump(mode="json"),
         "dead_letter": letter and _letter_data(letter),
     }
+    return View(data, _task_parts(data, result, letter, trouble))
+
+
+def _task_parts(
+    data: dict[str, Any], result: TaskResult | None, letter: DeadLetter | None, trouble: str
+) -> list[Text]:
+    error = result.metadata.get("error") if result is not None else None
+    error = error if isinstance(error, dict) else {}
     facts = {
-        "task": task_id,
+        "task": data["task_id"],
         "name": data["name"],
         "status": data["status"],
         "agent": data["agent_id"],
         "queue": data["queue"],
-        "workflow": workflow_id,
+        "workflow": data["workflow_id"],
         "retries": data["retries"],
         "started": result and _when(result.started_at),
         "took": result and result.duration_seconds is not None and f"{result.duration_seconds:.2f} s",
@@ -178,7 +184,7 @@ def _task(
             Text("\noutput", "bold"),
             Text(json.dumps(result.output_data, indent=2, ensure_ascii=False)),
         ]
-    return View(data, parts)
+    return parts
 
 
 def _letter_data(letter: DeadLetter) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from conductor.broker.transport import Channel
+from conductor.broker.redis_transport import Channel
 from conductor.cli.doctor.clocks import check_clock
 from conductor.cli.doctor.findings import Finding, cannot_check, ok, problem, warning
 
