@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,9 +129,9 @@ def test_tasks_are_seen_running_waiting_and_ended(place: Place) -> None:
 def test_a_task_that_celery_revoked_while_it_waited_is_shown_as_skipped(place: Place) -> None:
     with busy(place, "in the way"):
         task_id = place.json("dispatch", "--agent", "loud-1", "--name", "unwanted", "--no-wait")["task_id"]
-        celery = [sys.executable, "-m", "celery", "-A", "workers", "control", "revoke", task_id]
+        control = ["control", "--timeout", "30", "-d", f"loud-1@{socket.gethostname()}", "revoke", task_id]
         subprocess.run(
-            celery,
+            [sys.executable, "-m", "celery", "-A", "workers", *control],
             env=environment(place.data),
             cwd=place.directory,
             capture_output=True,
