@@ -195,7 +195,7 @@ async def test_a_forgery_does_not_fail_the_task_it_names(
 ) -> None:
     order = task("wait_for_file", file=tmp_path / "go", log=tmp_path / "log")
     handle = await conductor.dispatch(order, agent.agent_id)
-    await wait_until((tmp_path / "log").exists, 60)
+    await wait_until(lambda: notes(tmp_path / "log"), 60)
     forged = {"lang": "py", "task": "conductor.execute_task", "id": order.task_id}
     await asyncio.to_thread(Copy(agent.worker_queue, b"{no json", forged, {}).send, farm)
     (tmp_path / "go").touch()
@@ -240,7 +240,7 @@ async def test_a_task_is_done_again_when_its_node_was_killed(
     node = starting("ObedientAgent", name)
     order = task("wait_for_file", file=tmp_path / "go", log=tmp_path / "log")
     handle = await conductor.dispatch(order, name)
-    await wait_until((tmp_path / "log").exists, 60)
+    await wait_until(lambda: notes(tmp_path / "log"), 60)
     await asyncio.to_thread(node.kill)
     starting("ObedientAgent", name)
     await wait_until(lambda: len(notes(tmp_path / "log")) == 2, 60)
