@@ -12,7 +12,7 @@ from conductor.broker.task_letters import Fate, task_letter
 from conductor.core.channels import ERRORS
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.enums import MessageType, Priority, TaskStatus
-from conductor.core.exceptions import ConductorError
+from conductor.core.exceptions import ConductorError, StateError
 from conductor.core.fields import utc_now
 from conductor.core.messages import AgentMessage, ErrorPayload
 from conductor.core.metrics import NO_METRICS, Metrics
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from conductor.broker.records import Run, Start, TaskRecords
     from conductor.broker.shared_breaker import SharedBreaker
     from conductor.core.config import ErrorsConfig
+    from conductor.core.dead_letters import DeadLetter
     from conductor.core.models import TaskResult
     from conductor.orchestration.message_bus import MessageBus
     from conductor.orchestration.state_manager import StateManager
@@ -159,8 +160,20 @@ class ErrorDesk:
             return
         await self._finish(run, result, fate)
 
+    async def _with_type(self, letter: DeadLetter) -> DeadLetter:
+        """Complete the letter of a task for an agent by its id, which does not say of which type that is."""
+        if letter.agent_type is not None or letter.agent_id is None:
+            return letter
+        try:
+            agent = await self._manager.get_agent_state(letter.agent_id)
+        except StateError:
+            # What is damaged there must not keep the letter from its queue.
+            logger.warning("Of which type agent %s is cannot be read", letter.agent_id, exc_info=True)
+            return letter
+        return letter.model_copy(update={"agent_type": agent.agent_type.value}) if agent else letter
+
     async def _finish(self, run: Run, result: TaskResult, fate: Fate) -> None:
-        letter = task_letter(run.original(), result, fate)
+        letter = await self._with_type(task_letter(run.original(), result, fate))
         add_event(
             "conductor.dead_letter",
             {"conductor.dead_letter.id": fate.letter_id, "conductor.dead_letter.reason": fate.reason.value},

@@ -210,8 +210,10 @@ async def find_run(conductor: Conductor | Lookout, workflow_id: str) -> Workflow
         ids = ", ".join(one.workflow_id for one in similar)
         problem = f"several workflows begin with {workflow_id!r}: {ids}"
     else:
+        url = conductor.config.effective_redis_url
+        place = mask_url(url) if url else f"the embedded server of {conductor.config.data_dir}"
         problem = (
-            f"there is no workflow {workflow_id!r} in {mask_url(conductor.addresses.redis_url)}: take the id "
+            f"there is no workflow {workflow_id!r} in {place}: take the id "
             "that 'conductor run' says first, and set CONDUCTOR_REDIS__URL or CONDUCTOR_DATA_DIR as it had it"
         )
     raise WorkflowError(problem, workflow_id, "WORKFLOW_NOT_FOUND")

@@ -1,6 +1,7 @@
 """`conductor show ID`: all that is known of an agent, a workflow, a task or a dead letter."""
 
 import json
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from conductor.cli.listing import ago, name_of
 from conductor.cli.output import Output
 from conductor.cli.servers import Lookout, looking, servers_of_a_run
 from conductor.cli.status import agent_data
+from conductor.cli.summary import counted
 from conductor.cli.views import View, present
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetter
@@ -102,10 +104,11 @@ def _workflow(state: WorkflowState) -> View:
         "started": _when(state.started_at),
         "ended": state.completed_at and _when(state.completed_at),
         "took": None if state.duration_seconds is None else f"{state.duration_seconds:.1f} s",
-        "feedback": f"{state.feedback_count} rounds" if state.feedback_count else None,
+        "feedback": counted(state.feedback_count, "round") if state.feedback_count else None,
     }
+    rounds = Counter[str]()
     phases = (
-        f"{phase.get('phase')}: {phase.get('result')}, {phase.get('completed_count', 0)} completed, "
+        f"{_phase_name(phase, rounds)}: {phase.get('result')}, {phase.get('completed_count', 0)} completed, "
         f"{phase.get('failed_count', 0)} failed"
         for phase in state.phase_history
     )
@@ -113,7 +116,7 @@ def _workflow(state: WorkflowState) -> View:
     tasks = (
         f"{names.get(task_id, task_id)}: {result.status.value} by {result.agent_id}"
         f"{f': {_one_line(result.error_message)}' if result.error_message else ''}\n  {task_id}"
-        for task_id, result in state.task_results.items()
+        for task_id, result in sorted(state.task_results.items(), key=lambda item: item[1].started_at)
     )
     errors = (
         f"{error.get('task_id') or error.get('phase') or '-'}: {error.get('error_code')}: "
@@ -122,6 +125,14 @@ def _workflow(state: WorkflowState) -> View:
     )
     parts = [_facts(facts), *_lines("phases", phases), *_lines("tasks", tasks), *_lines("errors", errors)]
     return View(data, parts)
+
+
+def _phase_name(phase: dict[str, Any], rounds: Counter[str]) -> str:
+    """Name a phase, and the feedback round that it is of; `rounds` counts those before it."""
+    name = str(phase.get("phase"))
+    number = rounds[name]
+    rounds[name] += 1
+    return f"{name} (feedback {number})" if number else name
 
 
 def _task(
@@ -173,7 +184,8 @@ def _task_parts(
         "started": result and _when(result.started_at),
         "took": result and result.duration_seconds is not None and f"{result.duration_seconds:.2f} s",
         "error": _error_line(result, error),
-        "dead letter": letter and f"{letter.letter_id} ({letter.reason.value}, {letter.attempts} tries)",
+        "dead letter": letter
+        and f"{letter.letter_id} ({letter.reason.value}, {counted(letter.attempts, 'attempt')})",
         "letters": trouble and f"cannot be looked at: {trouble}",
     }
     parts = [_facts(facts)]

@@ -44,10 +44,10 @@ def details(agent_type: AgentType | None, result: TaskResult) -> list[str]:
 
 def _coding(output: dict[str, Any]) -> str:
     files = len(output["files_changed"])
-    fixes = _count(output["fixes"], "fix", "es")
+    fixes = counted(output["fixes"], "fix", "es")
     if output.get("unsafe_fixes"):
         fixes += f" ({output['unsafe_fixes']} of them unsafe)"
-    return f"{fixes}, {_count(files, 'file')} changed, {_count(output['remaining'], 'finding')} left"
+    return f"{fixes}, {counted(files, 'file')} changed, {counted(output['remaining'], 'finding')} left"
 
 
 def _review(output: dict[str, Any]) -> str:
@@ -55,14 +55,14 @@ def _review(output: dict[str, Any]) -> str:
     complexity = output["complexity"]
     over = output["by_code"].get("complexity", 0)
     return (
-        f"{_count(output['findings_total'] - over, 'finding')}, and "
-        f"{_count(over, 'function')} of {complexity['functions']} above complexity {complexity['threshold']}"
+        f"{counted(output['findings_total'] - over, 'finding')}, and "
+        f"{counted(over, 'function')} of {complexity['functions']} above complexity {complexity['threshold']}"
     )
 
 
 def _test_data(output: dict[str, Any]) -> str:
     skipped = f", {len(output['skipped'])} skipped" if output["skipped"] else ""
-    return f"{_count(output['cases'], 'case')} for {_count(len(output['functions']), 'function')}{skipped}"
+    return f"{counted(output['cases'], 'case')} for {counted(len(output['functions']), 'function')}{skipped}"
 
 
 def _test(output: dict[str, Any]) -> str:
@@ -112,5 +112,5 @@ def _skipped(output: dict[str, Any]) -> list[str]:
     return lines[:SKIPPED_SHOWN] + ([f"and {more} more"] if more > 0 else [])
 
 
-def _count(number: int, word: str, plural: str = "s") -> str:
+def counted(number: int, word: str, plural: str = "s") -> str:
     return f"{number} {word}{'' if number == 1 else plural}"

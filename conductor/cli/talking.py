@@ -18,7 +18,7 @@ from conductor.core.channels import task_channel, validate_channel, validate_pat
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, ConfigurationError
-from conductor.core.messages import AgentMessage, StatusUpdatePayload
+from conductor.core.messages import AgentMessage, StatusUpdatePayload, TaskResultPayload
 from conductor.core.models import TaskDefinition, TaskResult
 
 
@@ -76,13 +76,17 @@ async def publish(config: ConductorConfig, output: Output, channel: str, message
 async def request(
     config: ConductorConfig, output: Output, channel: str, message: AgentMessage, timeout: float
 ) -> int:
-    """Publish a message and wait for its answer; an ERROR message is a failure."""
+    """Publish a message and wait for its answer; an ERROR message or a failed task is a failure."""
     validate_channel(channel)
     async with running_servers(config) as conductor:
         answer = await conductor.bus.request(channel, message, timeout)
     _show_message(output, answer)
     output.emit(answer.model_dump(mode="json"))
-    return FAILED if answer.message_type is MessageType.ERROR else 0
+    failed = answer.message_type is MessageType.ERROR or (
+        answer.message_type is MessageType.TASK_RESULT
+        and TaskResultPayload.model_validate(answer.payload).result.status is TaskStatus.FAILED
+    )
+    return FAILED if failed else 0
 
 
 async def listen(

@@ -7,6 +7,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 MASK = "***"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+#: Schemes of servers whose databases have numbers.
+_NUMBERED = ("redis", "rediss", "sentinel")
+_NUMBER = re.compile(r"[0-9]+")
 _PARTS = re.compile(r"[;,](?=[A-Za-z][A-Za-z0-9+.-]{0,64}://)")
 _USERINFO = re.compile(r"^(?P<start>[A-Za-z][A-Za-z0-9+.-]*://[^:@/]*):.*@", re.DOTALL)
 _SECRET_PARAMETER = re.compile(
@@ -83,6 +86,13 @@ def check_url(url: str) -> str:
                 f"{mask_url(url)!r} cannot be read: a port is a number, and what is no letter or digit in "
                 "a password is percent-encoded, '@' as '%40' and '/' as '%2F'"
             )
+        for piece in _PARTS.split(url):
+            database = urlsplit(piece).path.strip("/")
+            if urlsplit(piece).scheme in _NUMBERED and database and not _NUMBER.fullmatch(database):
+                raise ValueError(
+                    f"{mask_url(url)!r} names the database {database!r}: write its number, as in "
+                    "'redis://localhost:6379/0'"
+                )
         return url
     # In what is no URL a password is not to be recognised, so all that may hold one goes.
     shown = re.sub(r".*@", f"{MASK}@", url, flags=re.DOTALL)

@@ -286,6 +286,34 @@ def test_what_is_known_is_shown_while_the_broker_is_away(tmp_path: Path, valkey_
     assert "The broker cannot be reached to look for a dead letter" in done.stderr
 
 
+def test_the_phases_and_tasks_of_a_run_are_shown_as_they_went(tmp_path: Path, valkey_url: str) -> None:
+    url, workflow_id = f"{valkey_url.rpartition('/')[0]}/12", new_id()
+    now = utc_now()
+    results = [
+        TaskResult(task_id=name, agent_id="a", status=TaskStatus.COMPLETED, started_at=now + timedelta(age))
+        for name, age in (("the-last", 3), ("the-first", 1), ("the-second", 2))
+    ]
+    history = [{"phase": "development", "result": outcome} for outcome in ("failed", "completed")]
+
+    async def fill() -> None:
+        async with RedisStateManager(url) as state:
+            found = {result.task_id: result for result in results}
+            await state.save_workflow_state(
+                WorkflowState(
+                    workflow_id=workflow_id, task_results=found, phase_history=history, feedback_count=1
+                )
+            )
+
+    asyncio.run(fill())
+    write_files(tmp_path, {"conductor.yaml": f"broker_url: {url}\n"})
+    shown = conductor(tmp_path / "data", "show", workflow_id, cwd=tmp_path).stdout
+    words = ["1 round\n", "development: failed", "development (feedback 1): completed"]
+    words += ["the-first", "the-second", "the-last"]
+    places = [shown.find(word) for word in words]
+    assert -1 not in places, shown
+    assert places == sorted(places)
+
+
 def give_sign(url: str, agent_id: str) -> None:
     """Have a coding agent be alive, as its heartbeat says."""
 

@@ -136,6 +136,10 @@ def test_a_request_that_is_an_error_or_unanswered_fails(data: Path) -> None:
     assert '{\\"task\\": {\\"name\\": ..., ' in done.stdout
     done = conductor(data, "-v", "request", "conductor:agent:coding-1", "--payload", '{"task": 1}')
     assert "Traceback" in done.stdout
+    task = {"name": "asked for", "assigned_to": "coding", "input_data": {"project": "/nowhere/at/all"}}
+    done = conductor(data, "request", "conductor:agent:coding-1", "--payload", json.dumps({"task": task}))
+    assert done.returncode == 1
+    assert "there is no directory /nowhere/at/all" in done.stdout
     done = conductor(data, "request", "conductor:nobody", "--timeout", "0.3")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

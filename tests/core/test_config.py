@@ -163,6 +163,14 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         ("log_level: loud", ["log_level = 'LOUD'", "'DEBUG'"]),
         ("redis: 3", ["redis = 3", "conductor.yaml"]),
         ("broker_url: localhost", ["broker_url", "'localhost' is not a URL", "redis://localhost:6379/0"]),
+        (
+            "broker_url: redis://localhost:6379/abc",
+            [
+                "broker_url",
+                "'redis://localhost:6379/abc' names the database 'abc'",
+                "redis://localhost:6379/0",
+            ],
+        ),
         ("work: {touch_interval: 14}", ["work", "touch_interval", "visibility_timeout"]),
         ("a: [", ["conductor.yaml", "line 1"]),
         ("- a", ["conductor.yaml", "mapping"]),

@@ -73,6 +73,8 @@ async def test_the_project_itself_is_never_changed(
         for name in ("coding", "review", "test_data", "test", "devops"):
             result = await run_agent(name, project=project, workspace=workspace)
             assert result.status is TaskStatus.COMPLETED, result.error_message
+            if name == "coding":
+                assert result.output_data["workspace"] == (workspace and str(workspace))
     assert snapshot(project) == before
 
 

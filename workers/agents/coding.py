@@ -25,7 +25,8 @@ class CodingAgent(ToolAgent):
 
     Output: `diff` (unified, at most 1 MiB, `diff_truncated` says whether it was more), `files_changed`,
     `fixes` (lint findings that are gone), `fixed_codes` (how many of each), `unsafe_fixes` (how many of them
-    the unsafe ones mended), `remaining` (findings that stay), `workspace`.
+    the unsafe ones mended), `remaining` (findings that stay), `workspace` (where the files are; None where
+    the input named none, since the copy is gone then).
     """
 
     agent_type_served = AgentType.CODING
@@ -55,7 +56,7 @@ class CodingAgent(ToolAgent):
             "fixed_codes": dict(sorted(fixed.items())),
             "unsafe_fixes": unsafe_fixes,
             "remaining": len(left),
-            "workspace": str(root),
+            "workspace": str(root) if data.get("workspace") else None,
         }
 
 

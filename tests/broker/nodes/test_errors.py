@@ -125,6 +125,17 @@ async def test_another_error_is_escalated_and_kept(
     assert message.payload["task_id"] == order.task_id
 
 
+async def test_letters_of_tasks_for_an_agent_by_its_id_are_found_by_its_type(
+    conductor: Conductor, agent: AgentNode
+) -> None:
+    order = task("fail", None)
+    await (await conductor.dispatch(order, agent.agent_id)).result(20)
+    letter = await the_letter(conductor, order.task_id)
+    assert (letter.agent_id, letter.agent_type) == (agent.agent_id, "coding")
+    of_type = await conductor.dead_letters.list(agent="coding", limit=None)
+    assert letter.letter_id in [one.letter_id for one in of_type]
+
+
 async def test_what_an_agent_judges_is_kept_and_not_escalated(
     conductor: Conductor, agent: AgentNode, escalated: Inbox
 ) -> None:
