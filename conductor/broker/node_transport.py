@@ -70,11 +70,12 @@ class _ChannelMixin:
         if not self._hopeful or self._taker is None or not self.qos.can_consume():  # type: ignore[attr-defined]
             return
         self._in_a_row, self._row_began = 0, time.monotonic()
-        if not self._take_from(self._in_turn()):
-            # What came before the answer is no news, what came after it is.
-            self._hopeful = self._taker.drain()
-        elif self.qos.can_consume():  # type: ignore[attr-defined]
-            self._taker.ping()  # for another turn of the event loop at once
+        # What came before an empty answer is no news, what came after it is.
+        self._hopeful = self._take_from(self._in_turn()) or self._taker.drain()
+        if self._hopeful:
+            # For another turn of the event loop at once: there may be more, and Celery's pool, which gives
+            # the task to a process, may have had its part of this turn before; kombu has no order there.
+            self._taker.ping()
 
     def take_ahead(self, waiting: int = 0) -> None:
         """Take the next task for the node's own agents, if there is one; never waits for one.

@@ -135,6 +135,25 @@ def test_many_messages_that_end_at_once_follow_each_other(valkey_url: str, queue
         assert [message.payload for message in consumer.messages] == list(map(str, range(50)))
 
 
+def test_a_message_that_was_taken_waits_for_nobody_who_had_his_part_of_the_turn(
+    valkey_url: str, queue: kombu.Queue
+) -> None:
+    """Celery's pool gives what was taken to processes in each turn of the loop, perhaps before the taking."""
+    put(valkey_url, queue, *map(str, range(50)))
+    with consuming(valkey_url) as consumer:
+        consumer.consume(queue, prefetch=1)
+        done: list[str] = []
+
+        def pool() -> None:
+            for message in consumer.messages[len(done) :]:
+                done.append(message.payload)
+                message.ack()
+
+        consumer.hub.on_tick = [pool, *consumer.hub.on_tick]
+        # Without being told to, the loop would wait a second for each.
+        consumer.until(lambda: len(done) == 50)
+
+
 def envelope(**changes: Any) -> bytes:
     """A message of kombu's, except for the changes."""
     properties = {"delivery_tag": "t", "delivery_info": {"exchange": "e", "routing_key": "r"}}
