@@ -83,8 +83,8 @@ def _celery_letter(
 
 
 def put(url: str, *letters: DeadLetter) -> None:
-    """Put letters into the queue of dead letters, the first one first."""
-    with kombu_connection(url) as connection:
+    """Put letters into the queue of dead letters, the first one first, as surely as their senders do."""
+    with kombu_connection(url, confirm_publish=True) as connection:
         producer = connection.Producer()
         for letter in letters:
             publish_dead_letter(producer, letter)
