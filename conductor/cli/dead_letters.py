@@ -12,6 +12,7 @@ from conductor.broker.letter_filter import Filters
 from conductor.cli.execution import FAILED
 from conductor.cli.letter_view import describe, table_of
 from conductor.cli.output import Output
+from conductor.cli.summary import counted
 from conductor.core.config import ConductorConfig
 from conductor.core.dead_letters import DeadLetterReason
 from conductor.core.exceptions import ConfigurationError
@@ -129,7 +130,7 @@ async def _agreed(output: Output, number: int) -> bool:
 
 
 def _letters(number: int) -> str:
-    return f"{number} dead letter{'' if number == 1 else 's'}"
+    return counted(number, "dead letter")
 
 
 def _say_unreadable(output: Output, number: int) -> None:

@@ -113,4 +113,5 @@ def _skipped(output: dict[str, Any]) -> list[str]:
 
 
 def counted(number: int, word: str, plural: str = "s") -> str:
+    """Write how many of a thing there are; `plural` is what is added to the word for any number but one."""
     return f"{number} {word}{'' if number == 1 else plural}"

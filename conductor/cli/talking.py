@@ -18,7 +18,7 @@ from conductor.core.channels import task_channel, validate_channel, validate_pat
 from conductor.core.config import ConductorConfig
 from conductor.core.enums import MessageType, TaskStatus
 from conductor.core.exceptions import AgentError, ConfigurationError
-from conductor.core.messages import AgentMessage, StatusUpdatePayload, TaskResultPayload
+from conductor.core.messages import AgentMessage, StatusUpdatePayload
 from conductor.core.models import TaskDefinition, TaskResult
 
 
@@ -82,11 +82,10 @@ async def request(
         answer = await conductor.bus.request(channel, message, timeout)
     _show_message(output, answer)
     output.emit(answer.model_dump(mode="json"))
-    failed = answer.message_type is MessageType.ERROR or (
-        answer.message_type is MessageType.TASK_RESULT
-        and TaskResultPayload.model_validate(answer.payload).result.status is TaskStatus.FAILED
-    )
-    return FAILED if failed else 0
+    # Whoever answers may put into a TASK_RESULT what he likes.
+    result = answer.payload.get("result") if answer.message_type is MessageType.TASK_RESULT else None
+    failed = isinstance(result, dict) and result.get("status") == TaskStatus.FAILED.value
+    return FAILED if failed or answer.message_type is MessageType.ERROR else 0
 
 
 async def listen(

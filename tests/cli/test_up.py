@@ -1,5 +1,6 @@
 """`conductor up`, and the commands that talk to what it started: one server and its nodes for all tests."""
 
+import asyncio
 import json
 import os
 import re
@@ -11,7 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conductor.broker.kombu_bus import KombuMessageBus
 from conductor.cli.serving import example_input
+from conductor.core.enums import MessageType
+from conductor.core.messages import AgentMessage
 from tests.support.cli import Background, background, conductor, environment, processes_of
 from tests.support.containers import LocalContainer
 from tests.support.nodes import READY, worker_command
@@ -144,6 +148,20 @@ def test_a_request_that_is_an_error_or_unanswered_fails(data: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+async def test_a_result_of_somebody_elses_making_is_an_answer(up: Background) -> None:
+    channel = "conductor:somebody"
+    async with KombuMessageBus(up.wait_for_event(event="ready")["broker_url"]) as bus:
+
+        async def answer(message: AgentMessage) -> None:
+            response = message.create_response("somebody", MessageType.TASK_RESULT, {"in": "own words"})
+            await bus.publish("conductor:response", response)
+
+        await bus.subscribe(channel, answer)
+        done = await asyncio.to_thread(conductor, up.data_dir, "request", channel)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "own words" in done.stdout
 
 
 def test_run_uses_the_agents_that_are_there_and_starts_the_others(
